@@ -1,0 +1,207 @@
+"""A GGUF file in, a packed file out, streaming: peak extra memory is a few chunks of a tensor, never the model."""
+
+import hashlib
+import importlib.metadata
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.converters.gguf_reader import GGUFFile, GGUFTensor, open_gguf
+from edgellm.converters.names import ROPE_FACTORS, match_tensors, read_config
+from edgellm.converters.quantize import EXACT, fitting, quantize, to_float32, transcode
+from edgellm.errors import GGUFError, OptionError, UnsupportedModelError
+from edgellm.kernels.layouts import LAYOUTS, PAIR, Layout, dequantize, pack_codes, pack_scales
+from edgellm.packed_format import expected_weights
+from edgellm.packed_writer import PackedWriter
+from edgellm.tokenizer.vocabulary import Vocabulary
+
+CHUNK_WEIGHTS = 1 << 20  # weights converted at a time; some 30 bytes each while it lasts
+DEFAULT_LAYOUT = LAYOUTS["int8-g32"]
+
+Progress = Callable[[int, int, str], None]  # bytes of the source done, bytes in total, what is being worked on
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What became of one weight matrix."""
+
+    name: str
+    source: str  # GGUF's type
+    layout: Layout
+    num_weights: int
+    squared_error: float  # of the stored against the source's weights, summed
+    squared_norm: float  # of the source's weights, summed
+
+    @property
+    def relative_error(self) -> float:
+        """Root mean square of the error by that of the weights; 0 where all codes were kept."""
+        return math.sqrt(self.squared_error / self.squared_norm) if self.squared_norm else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the converter stored and lost; the same, as JSON, is in the packed file."""
+
+    tensors: tuple[TensorReport, ...]
+
+    @property
+    def bits_per_weight(self) -> float:
+        bits = sum(tensor.layout.bits_per_weight * tensor.num_weights for tensor in self.tensors)
+        return bits / sum(tensor.num_weights for tensor in self.tensors)
+
+    @property
+    def relative_error(self) -> float:
+        norm = sum(tensor.squared_norm for tensor in self.tensors)
+        return math.sqrt(sum(tensor.squared_error for tensor in self.tensors) / norm) if norm else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bits_per_weight": self.bits_per_weight,
+            "relative_error": self.relative_error,
+            "tensors": {
+                tensor.name: {
+                    "source": tensor.source,
+                    "layout": tensor.layout.name,
+                    "relative_error": tensor.relative_error,
+                }
+                for tensor in self.tensors
+            },
+        }
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    layout: str | None = None,
+    name: str | None = None,
+    sha256: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Pack a GGUF file.
+
+    layout None keeps codes bit for bit where a layout of ours holds them, and stores all else as int8-g32.
+    A layout by name is given to every matrix whose columns its group divides (else the next smaller group), except
+    that a 4-bit layout is not given to the embedding and the head: they stay as with None, because 4 bits there cost
+    much quality and save little.
+
+    name defaults to the file's own; sha256, if the caller knows it, saves reading the file for it.
+    """
+    asked = find_layout(layout)
+    gguf = open_gguf(source)
+    if destination.exists() and destination.samefile(source):
+        raise OptionError(f"{destination} is the source itself; give another destination")
+    config = read_config(gguf)
+    tensors = match_tensors(gguf, config)
+    vocabulary = Vocabulary.from_gguf(gguf.metadata).to_bytes()
+    layouts = {
+        weight: choose_layout(weight, tensors[weight], columns, asked)
+        for weight, (_, columns) in expected_weights(config).items()
+    }
+    count = _Counter(progress, sum(tensor.data.nbytes for tensor in tensors.values()), 0 if sha256 else gguf.nbytes)
+    provenance = {
+        "name": name or _text(gguf, "general.name") or source.stem,
+        "source": source.name,
+        "source_sha256": sha256 or file_sha256(source, lambda size: count(size, "checksum")),
+        "license": _text(gguf, "general.license") or "unknown",
+        "recipe": layout or "exact",
+        "created_by": f"edgellm {importlib.metadata.version('edgellm')}",
+    }
+    with PackedWriter(
+        destination,
+        config,
+        layouts,
+        vocabulary=vocabulary,
+        chat_template=_text(gguf, "tokenizer.chat_template"),
+        provenance=provenance,
+        rope_factors=ROPE_FACTORS in tensors,
+    ) as writer:
+        for vector in tensors.keys() - layouts.keys():
+            writer.write_vector(vector, _values(tensors[vector], tensors[vector].data, 1)[0])
+        report = Report(tuple(_write_weight(writer, name, tensors[name], layouts[name], count) for name in layouts))
+        writer.finish(report.to_json())
+    return report
+
+
+def find_layout(name: str | None) -> Layout | None:
+    """The layout of that name; OptionError if there is none."""
+    if name is not None and name not in LAYOUTS:
+        raise OptionError(f"layout {name!r:.100} is unknown; known are {', '.join(LAYOUTS)}")
+    return LAYOUTS[name] if name is not None else None
+
+
+def choose_layout(name: str, tensor: GGUFTensor, columns: int, asked: Layout | None) -> Layout:
+    """The layout of a weight, as `convert` explains it."""
+    if asked is None or (asked.bits == 4 and name in ("embedding", "head")):
+        asked = EXACT.get(tensor.type, DEFAULT_LAYOUT)
+    return fitting(asked, columns)
+
+
+def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file in hex; progress is called with the number of bytes read since the last call."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            if progress is not None:
+                progress(len(chunk))
+    return digest.hexdigest()
+
+
+def _write_weight(
+    writer: PackedWriter, name: str, tensor: GGUFTensor, layout: Layout, count: "_Counter"
+) -> TensorReport:
+    rows, columns = tensor.shape
+    data = tensor.data.reshape(rows, -1)
+    step = max(PAIR, CHUNK_WEIGHTS // columns // PAIR * PAIR)
+    squared_error = squared_norm = 0.0
+    for first in range(0, rows, step):
+        chunk = data[first : first + step]
+        values = _values(tensor, chunk, len(chunk))
+        exact = EXACT.get(tensor.type) == layout
+        found = transcode(tensor.type, chunk) if exact else quantize(values, layout)
+        codes, scales = pack_codes(layout, found.codes), pack_scales(found.scales)
+        mins = pack_scales(found.mins) if found.mins is not None else None
+        stored = dequantize(layout, codes, scales, mins, len(chunk))
+        if not np.isfinite(stored).all():
+            raise UnsupportedModelError(
+                f"weights of {tensor.name} are too large for the 16-bit scales of {layout.name}"
+            )
+        writer.write_rows(name, first, codes, scales, mins)
+        squared_error += float(np.square(stored - values, dtype=np.float64).sum())
+        squared_norm += float(np.square(values, dtype=np.float64).sum())
+        count(chunk.nbytes, tensor.name)
+    return TensorReport(name, tensor.type.name, layout, rows * columns, squared_error, squared_norm)
+
+
+def _values(tensor: GGUFTensor, data: NDArray[np.uint8], rows: int) -> NDArray[np.float32]:
+    values = to_float32(tensor.type, data, rows)
+    if not np.isfinite(values).all():
+        raise GGUFError(f"tensor {tensor.name} holds a number that is not finite; get the file again")
+    return values
+
+
+def _text(gguf: GGUFFile, key: str) -> str | None:
+    value = gguf.metadata.get(key)
+    if value is not None and not isinstance(value, str):
+        raise GGUFError(f"{gguf.path}: metadata {key} is {value!r:.100}, not a text; get the file again")
+    return value
+
+
+class _Counter:
+    """Adds up bytes for the progress callback."""
+
+    def __init__(self, progress: Progress | None, *totals: int) -> None:
+        self._progress = progress
+        self._done = 0
+        self._total = sum(totals)
+
+    def __call__(self, nbytes: int, what: str) -> None:
+        self._done += nbytes
+        if self._progress is not None:
+            self._progress(self._done, self._total, what)

@@ -1,0 +1,1 @@
+"""edgellm: quantized language models on the machine in front of you."""

@@ -1,0 +1,20 @@
+"""Arrays for kernels: zeroed, 64-byte aligned, and committed by the system only where they are touched."""
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+ALIGNMENT = 64  # bytes of a cache line, and of the widest register
+
+
+def aligned_zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
+    """Zeros [shape] whose first element is 64-byte aligned."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape)) * kind.itemsize
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(kind).reshape(shape)
+
+
+def address(array: NDArray[np.generic] | None) -> int:
+    """Where the array's bytes begin; 0 for None. The caller keeps the array alive."""
+    return 0 if array is None else int(array.ctypes.data)

@@ -1,0 +1,222 @@
+"""The step program of a model: which kernel runs on which memory, in which order. Written once, when a model loads.
+
+    embed
+    each layer:  norm | q k v, rotated and into the cache | attend | combine | output, added
+                 norm | gate and up, activated             | down, added
+    norm of the rows whose logits are wanted | head | sample
+
+A bar is a barrier; so is every line's beginning.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.config import ModelConfig
+from edgellm.kernels import ops
+from edgellm.kernels.layouts import BLOCK, Layout, padded_rows
+from edgellm.memory.buffers import address, aligned_zeros
+from edgellm.memory.kv import KVCache
+from edgellm.model.rope import RopeTable
+from edgellm.packed import PackedModel, Weight
+
+RESULT_HEADER = 16  # floats in front of an attention result: its largest score and sum
+MAX_TILE_ROWS = 8
+
+
+class Activation:
+    """Rows quantized for a matrix product; ops.py says how they lie."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.codes = aligned_zeros(rows * columns, np.int8)
+        self.meta = aligned_zeros(rows * columns // BLOCK * 4, np.float32)
+
+
+class Buffers:
+    """What a step writes, for up to `rows` rows, `logit_rows` of them with logits, by `threads` threads."""
+
+    def __init__(self, config: ModelConfig, rows: int, logit_rows: int, threads: int, context: int) -> None:
+        attention_width = config.heads * config.head_size
+        self.residual = aligned_zeros((rows, config.width), np.float32)
+        self.query = aligned_zeros((rows, attention_width), np.float32)
+        self.normed = Activation(rows, config.width)
+        self.attended = Activation(rows, attention_width)
+        self.activated = Activation(rows, config.ffn_width)
+        self.logits = aligned_zeros((logit_rows, padded_rows(config.vocabulary)), np.float32)
+        self.chunks = -(-context // ops.CHUNK)
+        result = RESULT_HEADER + config.head_size
+        split_rows = min(rows, ops.SPLIT_ROWS)
+        self.partials = aligned_zeros(split_rows * config.heads * self.chunks * result, np.float32)
+        queries = max(ops.SPAN_QUERIES, config.heads // config.kv_heads)
+        attention = queries * (config.head_size + ops.CHUNK + 2 * result)
+        self.scratch_stride = 4 * max(attention, 2 * MAX_TILE_ROWS * BLOCK)
+        self.scratch = aligned_zeros(threads * self.scratch_stride, np.uint8)
+
+
+class ProgramWriter:
+    """Writes the records of one model; keeps alive what they point to in `kept`."""
+
+    def __init__(
+        self, kernels: dict[str, int], packed: PackedModel, buffers: Buffers, cache: KVCache, rope: RopeTable
+    ) -> None:
+        self._kernels, self._packed, self._buffers, self._cache, self._rope = kernels, packed, buffers, cache, rope
+        self.kept: list[object] = [packed, buffers, cache, rope]
+
+    def write(self) -> NDArray[np.int64]:
+        """The program, int64 [operations][OPERATION_WORDS]."""
+        records = list(self._operations())
+        program = aligned_zeros((len(records), ops.OPERATION_WORDS), np.int64)
+        for row, record in zip(program, records, strict=True):
+            row[: len(record)] = record
+        result: NDArray[np.int64] = program
+        return result
+
+    def _operations(self) -> Iterator[NDArray[np.int64]]:
+        config, buffers = self._packed.config, self._buffers
+        yield self._embed()
+        for layer in range(config.layers):
+            prefix = f"layers.{layer}"
+            yield self._norm(f"{prefix}.attention.norm")
+            yield self._matmul(buffers.normed, config.width, self._query_key_value(layer))
+            yield self._attention("attend", layer)
+            yield self._attention("combine", layer)
+            output = self._part(f"{prefix}.attention.output", ops.ADD, buffers.residual, config.width)
+            yield self._matmul(buffers.attended, config.heads * config.head_size, [output])
+            yield self._norm(f"{prefix}.ffn.norm")
+            yield self._matmul(buffers.normed, config.width, [self._gate_up(layer)])
+            down = self._part(f"{prefix}.ffn.down", ops.ADD, buffers.residual, config.width)
+            yield self._matmul(buffers.activated, config.ffn_width, [down])
+        yield self._norm("norm", selected=1)
+        head = "embedding" if config.tied_head else "head"
+        part = self._part(head, ops.STORE, buffers.logits, buffers.logits.shape[1])
+        yield self._matmul(buffers.normed, config.width, [part], selected=1)
+        yield ops.SAMPLE.pack(
+            kernel=self._kernels["sample"],
+            barrier=1,
+            logits=address(buffers.logits),
+            stride=buffers.logits.shape[1],
+            vocabulary=config.vocabulary,
+        )
+
+    def _embed(self) -> NDArray[np.int64]:
+        names = ("layout", "codes", "scales", "mins", "group")
+        return ops.EMBED.pack(
+            kernel=self._kernels["embed"],
+            barrier=0,
+            out=address(self._buffers.residual),
+            width=self._packed.config.width,
+            **dict(zip(names, weight_words(self._packed.weights["embedding"]), strict=True)),
+        )
+
+    def _norm(self, name: str, selected: int = 0) -> NDArray[np.int64]:
+        return ops.NORM.pack(
+            kernel=self._kernels["norm"],
+            barrier=1,
+            x=address(self._buffers.residual),
+            weight=address(self._packed.vectors[name]),
+            out_codes=address(self._buffers.normed.codes),
+            out_meta=address(self._buffers.normed.meta),
+            width=self._packed.config.width,
+            epsilon=float_bits(self._packed.config.norm_epsilon),
+            selected=selected,
+        )
+
+    def _matmul(
+        self, x: Activation, columns: int, parts: list[NDArray[np.int64]], selected: int = 0
+    ) -> NDArray[np.int64]:
+        table = np.stack(parts)
+        self.kept.append(table)
+        return ops.MATMUL.pack(
+            kernel=self._kernels["matmul"],
+            barrier=1,
+            parts=address(table),
+            part_count=len(parts),
+            codes=address(x.codes),
+            meta=address(x.meta),
+            columns=columns,
+            selected=selected,
+            scratch=address(self._buffers.scratch),
+            scratch_stride=self._buffers.scratch_stride,
+        )
+
+    def _query_key_value(self, layer: int) -> list[NDArray[np.int64]]:
+        config, prefix = self._packed.config, f"layers.{layer}.attention"
+        common = {
+            "rope": address(self._rope.table),
+            "head_size": config.head_size,
+            "scale": float_bits(config.head_size**-0.5),
+            "kv_offset": layer * self._cache.layer_stride,
+            "head_stride": self._cache.head_stride,
+            "block_stride": self._cache.block_stride,
+        }
+        return [
+            self._part(f"{prefix}.q", ops.QUERY, self._buffers.query, self._buffers.query.shape[1], **common),
+            self._part(f"{prefix}.k", ops.KEY, None, 0, **common),
+            self._part(f"{prefix}.v", ops.VALUE, None, 0, **common),
+        ]
+
+    def _gate_up(self, layer: int) -> NDArray[np.int64]:
+        names = ("up_layout", "up_codes", "up_scales", "up_mins", "up_group")
+        up = dict(zip(names, weight_words(self._packed.weights[f"layers.{layer}.ffn.up"]), strict=True))
+        activated = self._buffers.activated
+        return self._part(
+            f"layers.{layer}.ffn.gate",
+            ops.SWIGLU,
+            activated.codes,
+            self._packed.config.ffn_width,
+            out_meta=address(activated.meta),
+            **up,
+        )
+
+    def _part(
+        self, name: str, epilogue: int, out: NDArray[np.generic] | None, stride: int, **more: int
+    ) -> NDArray[np.int64]:
+        weight = self._packed.weights[name]
+        layout, codes, scales, mins, group = weight_words(weight)
+        words = dict.fromkeys(ops.PART.names, 0) | more
+        words |= {"layout": layout, "codes": codes, "scales": scales, "mins": mins, "group": group}
+        words |= {"pairs": padded_rows(weight.rows) // 32, "epilogue": epilogue, "out": address(out), "stride": stride}
+        return ops.PART.pack(**words)
+
+    def _attention(self, kernel: str, layer: int) -> NDArray[np.int64]:
+        config, buffers = self._packed.config, self._buffers
+        return ops.ATTEND.pack(
+            kernel=self._kernels[kernel],
+            barrier=1,
+            q=address(buffers.query),
+            out_codes=address(buffers.attended.codes),
+            out_meta=address(buffers.attended.meta),
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_size=config.head_size,
+            kv_offset=layer * self._cache.layer_stride,
+            head_stride=self._cache.head_stride,
+            block_stride=self._cache.block_stride,
+            partials=address(buffers.partials),
+            chunks=buffers.chunks,
+            scratch=address(buffers.scratch),
+            scratch_stride=buffers.scratch_stride,
+        )
+
+
+def weight_words(weight: Weight) -> tuple[int, int, int, int, int]:
+    """The five words that name a weight to kernels: layout, codes, scales, mins, group."""
+    return (
+        layout_number(weight.layout),
+        address(weight.codes),
+        address(weight.scales),
+        address(weight.mins),
+        weight.layout.group,
+    )
+
+
+def layout_number(layout: Layout) -> int:
+    if layout.bits == 8:
+        return ops.INT8
+    return ops.INT4_ASYM if layout.asymmetric else ops.INT4
+
+
+def float_bits(value: float) -> int:
+    """The bits of a float32, as a word of a record carries them."""
+    return int(np.float32(value).view(np.int32))

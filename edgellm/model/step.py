@@ -1,0 +1,99 @@
+"""One step of a model: rows in, keys and values into the cache, logits and chosen tokens out."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.kernels import ops
+from edgellm.kernels.jit import Library
+from edgellm.memory.buffers import address, aligned_zeros
+from edgellm.memory.kv import KVCache, Sequence
+from edgellm.model.program import Buffers, ProgramWriter
+from edgellm.model.rope import RopeTable
+from edgellm.model.team import Team
+from edgellm.packed import PackedModel
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Neighbouring tokens of one sequence, which follow those already in the cache."""
+
+    sequence: Sequence
+    tokens: Seq[int]
+    logits: Seq[int] = ()  # indices into tokens: whose logits are wanted
+    samplers: Seq[int] = ()  # addresses of sampler records, one per logits entry; 0 for none
+
+
+class Stepper:
+    """Runs steps of one model. Not reentrant: one step at a time."""
+
+    def __init__(
+        self, library: Library, team: Team, packed: PackedModel, cache: KVCache, *,
+        context: int, max_rows: int, max_logit_rows: int,
+    ) -> None:  # fmt: skip
+        """`max_rows` rows a step at most, `max_logit_rows` of them with logits; positions below `context`."""
+        config = packed.config
+        self.max_rows, self.max_logit_rows = max_rows, max_logit_rows
+        self._team, self._cache, self._vocabulary = team, cache, config.vocabulary
+        self._rope = RopeTable(config, context, packed.vectors.get("rope_factors"))
+        self._buffers = Buffers(config, max_rows, max_logit_rows, team.threads, context)
+        self._writer = ProgramWriter(library.addresses, packed, self._buffers, cache, self._rope)
+        self._program = self._writer.write()
+        self._span = max(1, ops.SPAN_QUERIES // (config.heads // config.kv_heads))
+        self._table_stride = -(-context // ops.KV_BLOCK)
+        self._tokens, self._positions, self._sequences = (aligned_zeros(max_rows, np.int32) for _ in range(3))
+        self._tables = aligned_zeros((max_rows, self._table_stride), np.int32)
+        self._spans = aligned_zeros((max_rows, 2), np.int32)
+        self._logit_rows = aligned_zeros(max_logit_rows, np.int32)
+        self._samplers = aligned_zeros(max_logit_rows, np.int64)
+
+    def run(self, batch: Seq[Rows]) -> NDArray[np.float32]:
+        """Compute all rows; returns logits float32 [logit rows][V], valid until the next step.
+
+        The keys and values of the rows are appended to their sequences, which must have room reserved.
+        """
+        row = num_logits = num_spans = 0
+        for number, rows in enumerate(batch):
+            start, count = rows.sequence.length, len(rows.tokens)
+            assert (start + count) <= len(rows.sequence.blocks) * ops.KV_BLOCK, "room was not reserved"
+            self._tokens[row : row + count] = rows.tokens
+            self._positions[row : row + count] = np.arange(start, start + count)
+            self._sequences[row : row + count] = number
+            self._tables[number, : len(rows.sequence.blocks)] = rows.sequence.blocks
+            for first in range(0, count, self._span):
+                self._spans[num_spans] = row + first, min(self._span, count - first)
+                num_spans += 1
+            for index, sampler in zip(rows.logits, rows.samplers or [0] * len(rows.logits), strict=True):
+                self._logit_rows[num_logits], self._samplers[num_logits] = row + index, sampler
+                num_logits += 1
+            row += count
+            self._rope.ensure(start + count)
+        self._walk(row, num_logits, num_spans)
+        for rows in batch:
+            rows.sequence.length += len(rows.tokens)
+        logits: NDArray[np.float32] = self._buffers.logits[:num_logits, : self._vocabulary]
+        return logits
+
+    def _walk(self, num_rows: int, num_logits: int, num_spans: int) -> None:
+        assert 0 < num_rows <= self.max_rows, num_rows
+        assert num_logits <= self.max_logit_rows, num_logits
+        step = ops.STEP.pack(
+            rows=num_rows,
+            tokens=address(self._tokens),
+            positions=address(self._positions),
+            sequences=address(self._sequences),
+            tables=address(self._tables),
+            table_stride=self._table_stride,
+            kv=self._cache.address,
+            spans=address(self._spans),
+            span_count=num_spans,
+            split=int(num_rows <= ops.SPLIT_ROWS),
+            logit_count=num_logits,
+            logit_rows=address(self._logit_rows),
+            samplers=address(self._samplers),
+        )
+        self._team.run(self._program, address(step))
+
+

@@ -1,0 +1,150 @@
+"""Numba kernels to one object file with C entry points, for any target.
+
+Run as a program, in a process of its own: `python -m edgellm.kernels.compile OUT.o [ISA]`; prints a line
+`done/total name` per kernel. Numba's one CPU target is replaced before any kernel is imported, which is why a process
+compiles for one target, and why the process that runs models never does it itself.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import compiler, cpu
+from numba.core.codegen import AOTCPUCodegen
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+
+from edgellm.kernels.simd import selection
+from edgellm.kernels.targets import Target, target_for
+
+ENTRY_ARGUMENTS = (types.int64,) * 4  # every entry point is void(i64, i64, i64, i64)
+
+
+class _NoEngine:
+    """Stands where Numba keeps its in-process linker: nothing that is compiled here runs here."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+class _Codegen(AOTCPUCodegen):  # type: ignore[misc]
+    """Numba's code generator with a target machine of our choice."""
+
+    def _init(self, llvm_module: Any) -> None:
+        target = selection.selected()
+        self._tm_features = target.features
+        self._tm = llvm.Target.from_triple(target.triple).create_target_machine(
+            cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="default"
+        )
+        self._target_data = self._tm.target_data
+        self._data_layout = str(self._target_data)
+        self._loopvect, self._opt_level = False, 0
+        self._engine = _NoEngine()
+
+    def _create_empty_module(self, name: str) -> ir.Module:
+        module = ir.Module(name.replace("\n", " "))
+        module.triple = selection.selected().triple
+        if self._data_layout:  # unknown while the base class starts up
+            module.data_layout = self._data_layout
+        return module
+
+    def _get_host_cpu_name(self) -> str:
+        return selection.selected().cpu
+
+
+class _Context(cpu.CPUContext):  # type: ignore[misc]
+    def init(self) -> None:
+        super().init()
+        self._internal_codegen = _Codegen("edgellm")
+
+    def get_executable(self, library: Any, fndesc: Any, env: Any) -> object:
+        """What Numba keeps as the callable of a compiled function: only its identity as a built-in is ever used."""
+        unique: list[object] = []
+        return unique.append
+
+
+def _install(target: Target) -> _Context:
+    """Make `target` the only CPU target of this process."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    selection.select(target)
+    context = _Context(cpu_target.typing_context, "cpu")
+    cpu_target.__dict__["_toplevel_target_context"] = context
+    return context
+
+
+def _compile_entry(context: _Context, name: str, function: Callable[..., None]) -> Any:
+    """A module with the C function `name`, which calls the kernel."""
+    flags = compiler.Flags()
+    flags.no_compile, flags.nrt, flags.error_model = True, False, "numpy"
+    flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    typing = cpu_target.typing_context
+    body = compiler.compile_extra(
+        typing, context, getattr(function, "py_func", function), ENTRY_ARGUMENTS, types.void, flags, {}
+    )
+    library = context.codegen().create_library(name)
+    module = library.create_ir_module(name)
+    words = [ir.IntType(64)] * len(ENTRY_ARGUMENTS)
+    entry = ir.Function(module, ir.FunctionType(ir.VoidType(), words), name)
+    builder = ir.IRBuilder(entry.append_basic_block())
+    kernel = context.declare_function(module, body.fndesc)
+    context.call_conv.call_function(builder, kernel, types.void, ENTRY_ARGUMENTS, entry.args)
+    builder.ret_void()
+    library.add_ir_module(module)
+    library.add_linking_library(body.library)
+    library._ensure_finalized()
+    # Every kernel brings the same helpers, and a global of Numba's that nobody reads; neither may clash at the end.
+    text = re.sub(r"= common (dso_local )?(local_unnamed_addr )?global", "= internal global", library.get_llvm_str())
+    return llvm.parse_assembly(text)
+
+
+def compile_kernels(target: Target, progress: Callable[[int, int, str], None] = lambda done, total, name: None) -> Any:
+    """All kernels as one LLVM module for `target`, and the machine to emit it with."""
+    with global_compiler_lock:
+        context = _install(target)
+        typing = cpu_target.typing_context
+        from edgellm.kernels.cpu import entry_points
+
+        typing.refresh()
+        context.refresh()
+        entries = entry_points()
+        whole = None
+        for index, (name, function) in enumerate(entries.items()):
+            progress(index, len(entries), name)
+            module = _compile_entry(context, name, function)
+            for inner in module.functions:
+                if not inner.is_declaration and inner.name != name:
+                    inner.linkage = "internal"
+            if whole is None:
+                whole = module
+            else:
+                whole.link_in(module)
+        assert whole is not None
+        whole.verify()
+        progress(len(entries), len(entries), "done")
+        return whole, context.codegen()._tm
+
+
+def main() -> None:
+    out, isa = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
+
+    def report(done: int, total: int, name: str) -> None:
+        sys.stdout.write(f"{done}/{total} {name}\n")
+        sys.stdout.flush()
+
+    module, machine = compile_kernels(target_for(isa), report)
+    temporary = out.with_name(f"{out.name}.{os.getpid()}")
+    temporary.write_bytes(machine.emit_object(module))
+    if os.environ.get("EDGELLM_KEEP_ASSEMBLY"):
+        out.with_suffix(".s").write_text(machine.emit_assembly(module))
+    temporary.replace(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,338 @@
+"""Causal attention over the KV cache, with grouped heads stacked as rows.
+
+Positions are taken in chunks of CHUNK, from 0. A chunk of a query gives (m, l, o): the largest score, the sum of
+exp(score - m), and the sum of exp(score - m) * value. Chunks are folded into one another in ascending order
+(online softmax; Milakov and Gimelshein, arXiv 1805.02867), by one thread or after several have worked: the same bits.
+
+A unit of work is a span (neighbouring rows of a sequence) and a key/value head: `count * G` query vectors, which are
+rows i of a small matrix product with the keys (16 positions in the lanes) and then with the values.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgellm.kernels.cpu.math import exp
+from edgellm.kernels.cpu.quantize import quantize_block
+from edgellm.kernels.cpu.rows import META, SEQUENCES, kv_address, tile_height, tile_start
+from edgellm.kernels.layouts import BLOCK
+from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, SPAN_QUERIES, STEP
+from edgellm.kernels.simd.arithmetic import (
+    choose,
+    fma,
+    fold_max,
+    fold_sum,
+    lane_numbers,
+    less,
+    maximum,
+    put,
+    splat_f32,
+    splat_i32,
+    zero_f32,
+    zero_tile,
+)
+from edgellm.kernels.simd.kernel import kernel
+from edgellm.kernels.simd.memory import (
+    broadcast_f32,
+    load_f16x16,
+    load_f32,
+    load_f32x16,
+    load_i32,
+    load_i64,
+    store_f32,
+    store_f32x16,
+)
+from edgellm.kernels.simd.vectors import f32x16
+
+Q, OUT_CODES, OUT_META, HEADS, KV_HEADS = ATTEND.q, ATTEND.out_codes, ATTEND.out_meta, ATTEND.heads, ATTEND.kv_heads
+HEAD_SIZE, KV_OFFSET, HEAD_STRIDE, BLOCK_STRIDE = (
+    ATTEND.head_size, ATTEND.kv_offset, ATTEND.head_stride, ATTEND.block_stride,
+)  # fmt: skip
+PARTIALS, CHUNKS, SCRATCH, SCRATCH_STRIDE = ATTEND.partials, ATTEND.chunks, ATTEND.scratch, ATTEND.scratch_stride
+ROWS, POSITIONS, SPANS, SPAN_COUNT, SPLIT = STEP.rows, STEP.positions, STEP.spans, STEP.span_count, STEP.split
+LOWEST = np.float32(-np.inf)
+ZERO = np.float32(0.0)
+HEADER = 16  # floats in front of a result's o: m, l
+QUERY_HEIGHTS = (8, 4, 3, 2, 1)
+
+
+def make_scores(queries: int) -> Callable[..., None]:
+    """Scores of a number of queries against a block of keys."""
+    zeros = zero_tile(f32x16, 2 * queries)
+
+    @kernel
+    def scores(q: int, q_stride: int, keys: int, head_size: int, out: int) -> None:
+        """q float32 [E][q_stride], keys float16 [E][32] -> out float32 [queries][CHUNK], 32 columns of it."""
+        total = zeros()
+        for e in range(head_size):
+            low, high = load_f16x16(keys + e * 64), load_f16x16(keys + e * 64 + 32)
+            for i in range(queries):
+                value = broadcast_f32(q + i * 4)
+                total = put(total, 2 * i, fma(value, low, total[2 * i]))
+                total = put(total, 2 * i + 1, fma(value, high, total[2 * i + 1]))
+            q += q_stride * 4
+        for i in range(queries):
+            store_f32x16(out + i * CHUNK * 4, total[2 * i])
+            store_f32x16(out + i * CHUNK * 4 + 64, total[2 * i + 1])
+
+    made: Callable[..., None] = scores
+    return made
+
+
+def make_values(queries: int) -> Callable[..., None]:
+    """Weighted sums of values, 32 entries of the head, of a number of queries, over one block."""
+
+    @kernel
+    def values(weights: int, rows: int, head_size: int, count: int, out: int, out_stride: int) -> None:
+        """weights float32 [queries][CHUNK], rows float16 [count][E] -> out float32 [queries][out_stride] += ..."""
+        total = zeros()
+        for i in range(queries):
+            total = put(total, 2 * i, load_f32x16(out + i * out_stride * 4))
+            total = put(total, 2 * i + 1, load_f32x16(out + i * out_stride * 4 + 64))
+        for _ in range(count):
+            low, high = load_f16x16(rows), load_f16x16(rows + 32)
+            for i in range(queries):
+                weight = broadcast_f32(weights + i * CHUNK * 4)
+                total = put(total, 2 * i, fma(weight, low, total[2 * i]))
+                total = put(total, 2 * i + 1, fma(weight, high, total[2 * i + 1]))
+            rows += head_size * 2
+            weights += 4
+        for i in range(queries):
+            store_f32x16(out + i * out_stride * 4, total[2 * i])
+            store_f32x16(out + i * out_stride * 4 + 64, total[2 * i + 1])
+
+    zeros = zero_tile(f32x16, 2 * queries)
+    made: Callable[..., None] = values
+    return made
+
+
+scores_8, scores_4, scores_3, scores_2, scores_1 = (make_scores(n) for n in QUERY_HEIGHTS)
+values_8, values_4, values_3, values_2, values_1 = (make_values(n) for n in QUERY_HEIGHTS)
+
+
+@kernel
+def score_block(q: int, queries: int, q_stride: int, keys: int, head_size: int, out: int) -> None:
+    i = 0
+    while i < queries:
+        left, at, to = queries - i, q + i * 4, out + i * CHUNK * 4
+        if left >= 8:
+            scores_8(at, q_stride, keys, head_size, to)
+            i += 8
+        elif left >= 4:
+            scores_4(at, q_stride, keys, head_size, to)
+            i += 4
+        elif left == 3:
+            scores_3(at, q_stride, keys, head_size, to)
+            i += 3
+        elif left == 2:
+            scores_2(at, q_stride, keys, head_size, to)
+            i += 2
+        else:
+            scores_1(at, q_stride, keys, head_size, to)
+            i += 1
+
+
+@kernel
+def add_values(weights: int, queries: int, rows: int, head_size: int, count: int, out: int, out_stride: int) -> None:
+    for entry in range(0, head_size, 32):
+        i = 0
+        while i < queries:
+            left, at, to = queries - i, weights + i * CHUNK * 4, out + (i * out_stride + entry) * 4
+            of = rows + entry * 2
+            if left >= 8:
+                values_8(at, of, head_size, count, to, out_stride)
+                i += 8
+            elif left >= 4:
+                values_4(at, of, head_size, count, to, out_stride)
+                i += 4
+            elif left == 3:
+                values_3(at, of, head_size, count, to, out_stride)
+                i += 3
+            elif left == 2:
+                values_2(at, of, head_size, count, to, out_stride)
+                i += 2
+            else:
+                values_1(at, of, head_size, count, to, out_stride)
+                i += 1
+
+
+@kernel
+def soften(scores: int, visible: int, width: int, result: int) -> None:
+    """scores float32 [width], of which `visible` count -> exp(score - m), 0 behind; m and l into the result."""
+    largest = splat_f32(LOWEST)
+    for i in range(0, width, 16):
+        seen = less(lane_numbers() + splat_i32(i), splat_i32(visible))
+        largest = maximum(choose(seen, load_f32x16(scores + i * 4), splat_f32(LOWEST)), largest)
+    m = fold_max(largest)
+    total = zero_f32()
+    for i in range(0, width, 16):
+        seen = less(lane_numbers() + splat_i32(i), splat_i32(visible))
+        weight = choose(seen, exp(load_f32x16(scores + i * 4) - splat_f32(m)), zero_f32())
+        store_f32x16(scores + i * 4, weight)
+        total = total + weight
+    store_f32(result, m)
+    store_f32(result + 4, fold_sum(total))
+
+
+@kernel
+def fold(into: int, chunk: int, head_size: int) -> None:
+    """Fold a later chunk's (m, l, o) into an earlier result."""
+    m, m_chunk = load_f32(into), load_f32(chunk)
+    m_new = m if m > m_chunk else m_chunk
+    keep, take = exp(splat_f32(m - m_new)), exp(splat_f32(m_chunk - m_new))
+    store_f32(into, m_new)
+    both = splat_f32(load_f32(into + 4)) * keep + splat_f32(load_f32(chunk + 4)) * take
+    store_f32(into + 4, fold_max(both))
+    for at in range(HEADER * 4, (HEADER + head_size) * 4, 64):
+        store_f32x16(into + at, load_f32x16(into + at) * keep + load_f32x16(chunk + at) * take)
+
+
+@kernel
+def copy(into: int, result: int, head_size: int) -> None:
+    for at in range(0, (HEADER + head_size) * 4, 64):
+        store_f32x16(into + at, load_f32x16(result + at))
+
+
+@kernel
+def emit(op: int, step: int, result: int, row: int, head: int) -> None:
+    """o / l of a query, quantized, into the activation that the output projection reads."""
+    head_size = load_i64(op + HEAD_SIZE)
+    columns, rows = load_i64(op + HEADS) * head_size, load_i64(step + ROWS)
+    start = tile_start(row, rows)
+    tokens, slot = tile_height(rows - start), row - start
+    total = splat_f32(load_f32(result + 4))
+    for entry in range(0, head_size, BLOCK):
+        block = (head * head_size + entry) >> 5
+        o = result + (HEADER + entry) * 4
+        codes = load_i64(op + OUT_CODES) + start * columns + (block * tokens + slot) * BLOCK
+        meta = load_i64(op + OUT_META) + (start * (columns >> 5) + block * tokens) * META + slot * 4
+        quantize_block(load_f32x16(o) / total, load_f32x16(o + 64) / total, codes, meta, tokens)
+
+
+@kernel
+def gather_queries(op: int, row: int, count: int, kv_head: int, group: int, stride: int, out: int) -> None:
+    """The unit's queries, float32 [E][stride]: query i is head i % G of row i // G."""
+    head_size, heads = load_i64(op + HEAD_SIZE), load_i64(op + HEADS)
+    for i in range(count * group):
+        q = load_i64(op + Q) + ((row + i // group) * heads + kv_head * group + i % group) * head_size * 4
+        for e in range(head_size):
+            store_f32(out + (e * stride + i) * 4, load_f32(q + e * 4))
+
+
+@kernel
+def attend_chunk(
+    op: int, step: int, chunk: int, row: int, count: int, kv_head: int, queries: int, scores: int, results: int
+) -> None:
+    """(m, l, o) of a chunk for every query of a unit; l = 0 where a query sees nothing of it.
+
+    queries float32 [E][G * rows of a span], scores float32 [.][CHUNK], results float32 [.][HEADER + E]
+    """
+    head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
+    stride, result_stride = max(SPAN_QUERIES, group), HEADER + head_size
+    kv_offset = load_i64(op + KV_OFFSET) + kv_head * load_i64(op + HEAD_STRIDE)
+    block_stride = load_i64(op + BLOCK_STRIDE)
+    sequence = load_i32(load_i64(step + SEQUENCES) + row * 4)
+    position = load_i32(load_i64(step + POSITIONS) + row * 4)
+    begin = chunk * CHUNK
+    width = min(CHUNK, position + count - begin)
+    for at in range(0, width, KV_BLOCK):
+        keys = kv_address(step, sequence, begin + at, kv_offset, block_stride)
+        score_block(queries, count * group, stride, keys, head_size, scores + at * 4)
+    padded = (width + KV_BLOCK - 1) // KV_BLOCK * KV_BLOCK
+    for i in range(count * group):
+        result = results + i * result_stride * 4
+        visible = position + i // group + 1 - begin
+        soften(scores + i * CHUNK * 4, visible, padded, result)
+        for entry in range(0, head_size, 16):
+            store_f32x16(result + (HEADER + entry) * 4, zero_f32())
+    for at in range(0, width, KV_BLOCK):
+        values = kv_address(step, sequence, begin + at, kv_offset, block_stride) + head_size * KV_BLOCK * 2
+        seen = min(KV_BLOCK, width - at)
+        add_values(
+            scores + at * 4, count * group, values, head_size, seen, results + HEADER * 4, result_stride
+        )
+
+
+@kernel
+def attend_unit(op: int, step: int, span: int, kv_head: int, scratch: int) -> None:
+    """All chunks of a unit, one after the other, and its output."""
+    head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
+    row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
+    size, stride = max(SPAN_QUERIES, group), HEADER + head_size
+    queries = scratch
+    scores = queries + size * head_size * 4
+    chunk_results = scores + size * CHUNK * 4
+    results = chunk_results + size * stride * 4
+    gather_queries(op, row, count, kv_head, group, size, queries)
+    last = load_i32(load_i64(step + POSITIONS) + row * 4) + count - 1
+    for chunk in range(last // CHUNK + 1):
+        attend_chunk(op, step, chunk, row, count, kv_head, queries, scores, chunk_results)
+        for i in range(count * group):
+            result = chunk_results + i * stride * 4
+            if chunk == 0:
+                copy(results + i * stride * 4, result, head_size)
+            elif load_f32(result + 4) > ZERO:
+                fold(results + i * stride * 4, result, head_size)
+    for i in range(count * group):
+        emit(op, step, results + i * stride * 4, row + i // group, kv_head * group + i % group)
+
+
+@kernel
+def partial_at(op: int, row: int, head: int, chunk: int) -> int:
+    """Where a query's result of a chunk waits to be folded: float32 [row][H][chunks][HEADER + E]."""
+    index = (row * load_i64(op + HEADS) + head) * load_i64(op + CHUNKS) + chunk
+    return load_i64(op + PARTIALS) + index * (HEADER + load_i64(op + HEAD_SIZE)) * 4
+
+
+@kernel
+def attend_split_unit(op: int, step: int, span: int, kv_head: int, chunk: int, scratch: int) -> None:
+    """One chunk of a unit, left for `combine`."""
+    head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
+    row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
+    size, stride = max(SPAN_QUERIES, group), HEADER + head_size
+    queries = scratch
+    scores = queries + size * head_size * 4
+    results = scores + size * CHUNK * 4
+    gather_queries(op, row, count, kv_head, group, size, queries)
+    attend_chunk(op, step, chunk, row, count, kv_head, queries, scores, results)
+    for i in range(count * group):
+        to = partial_at(op, row + i // group, kv_head * group + i % group, chunk)
+        copy(to, results + i * stride * 4, head_size)
+
+
+@kernel
+def attend(op: int, step: int, thread: int, threads: int) -> None:
+    """Units in turn: of few rows a chunk each, to keep every thread busy; of many rows whole."""
+    kv_heads = load_i64(op + KV_HEADS)
+    scratch = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
+    turn = 0
+    for span in range(load_i64(step + SPAN_COUNT)):
+        if load_i64(step + SPLIT):
+            row = load_i32(load_i64(step + SPANS) + span * 8)
+            count = load_i32(load_i64(step + SPANS) + span * 8 + 4)
+            chunks = (load_i32(load_i64(step + POSITIONS) + row * 4) + count - 1) // CHUNK + 1
+            for unit in range(kv_heads * chunks):
+                if turn % threads == thread:
+                    attend_split_unit(op, step, span, unit % kv_heads, unit // kv_heads, scratch)
+                turn += 1
+        else:
+            for kv_head in range(kv_heads):
+                if turn % threads == thread:
+                    attend_unit(op, step, span, kv_head, scratch)
+                turn += 1
+
+
+@kernel
+def combine(op: int, step: int, thread: int, threads: int) -> None:
+    """Fold the chunks that `attend` left, where it split."""
+    if not load_i64(step + SPLIT):
+        return
+    heads, head_size = load_i64(op + HEADS), load_i64(op + HEAD_SIZE)
+    for unit in range(load_i64(step + ROWS) * heads):
+        if unit % threads == thread:
+            row, head = unit // heads, unit % heads
+            last = load_i32(load_i64(step + POSITIONS) + row * 4)
+            result = partial_at(op, row, head, 0)
+            for chunk in range(1, last // CHUNK + 1):
+                fold(result, partial_at(op, row, head, chunk), head_size)
+            emit(op, step, result, row, head)

@@ -1,0 +1,49 @@
+"""Our own exp, and what is built on it: the same bits on every machine, unlike libm's."""
+
+from typing import Any
+
+import numpy as np
+
+from edgellm.kernels.simd.arithmetic import f32_from_lane_bits, fma, lane_bits, maximum, minimum, shift_left, splat_f32, splat_i32, zero_f32
+from edgellm.kernels.simd.kernel import kernel
+
+LIMIT = np.float32(87.0)  # exp stays a normal float inside
+LOG2_E = np.float32(1.4426950408889634)
+MINUS_LN2_HIGH = np.float32(-0.693359375)  # exact in 10 bits, so that n * high is exact
+MINUS_LN2_LOW = np.float32(2.12194440e-4)
+# Minimax polynomial of exp on [-ln2/2, ln2/2]; coefficients of Cephes' expf (S. Moshier, netlib).
+C6, C5, C4, C3, C2 = (
+    np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1)
+)
+HALF, ONE = np.float32(0.5), np.float32(1.0)
+# Adding 1.5 * 2^23 rounds to the nearest (even) integer and leaves it in the low bits, on any machine.
+ROUNDER = np.float32(12582912.0)
+ROUNDER_BITS = 0x4B400000
+
+
+@kernel
+def exp(x: Any) -> Any:
+    """e^x of 16 lanes, x clamped to -87..87; relative error below 2e-7."""
+    x = minimum(maximum(x, splat_f32(-LIMIT)), splat_f32(LIMIT))
+    rounded = fma(x, splat_f32(LOG2_E), splat_f32(ROUNDER))
+    n = rounded - splat_f32(ROUNDER)
+    r = fma(n, splat_f32(MINUS_LN2_LOW), fma(n, splat_f32(MINUS_LN2_HIGH), x))
+    p = fma(splat_f32(C6), r, splat_f32(C5))
+    p = fma(p, r, splat_f32(C4))
+    p = fma(p, r, splat_f32(C3))
+    p = fma(p, r, splat_f32(C2))
+    p = fma(p, r, splat_f32(HALF))
+    p = fma(p, r * r, r) + splat_f32(ONE)
+    power = shift_left(lane_bits(rounded) - splat_i32(ROUNDER_BITS), 23)
+    return f32_from_lane_bits(lane_bits(p) + power)
+
+
+@kernel
+def silu(x: Any) -> Any:
+    return x / (splat_f32(ONE) + exp(zero_f32() - x))
+
+
+@kernel
+def round_to_i32(x: Any) -> Any:
+    """Nearest integer, ties to even, of lanes below 2^22 in size."""
+    return lane_bits(x + splat_f32(ROUNDER)) - splat_i32(ROUNDER_BITS)

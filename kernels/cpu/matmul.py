@@ -1,0 +1,151 @@
+"""Matrix products with what follows them, for one row or many.
+
+The unit of work is a pair of panels: 32 rows of weights, read from memory once and applied to every tile of rows.
+Its outputs go through a scratch of the thread's own to an epilogue.
+"""
+
+from typing import Any
+
+from edgellm.kernels.cpu.math import silu
+from edgellm.kernels.cpu.quantize import quantize_block
+from edgellm.kernels.cpu.rows import META, SEQUENCES, first_of, kv_address, rows_of, tile_height, tile_start
+from edgellm.kernels.cpu.tiles import make_product
+from edgellm.kernels.layouts import BLOCK
+from edgellm.kernels.ops import ADD, INT4, INT4_ASYM, INT8, KEY, KV_BLOCK, MATMUL, PART, QUERY, STEP, STORE, SWIGLU, VALUE
+from edgellm.kernels.simd.arithmetic import fma, splat_f32, swap_pairs
+from edgellm.kernels.simd.kernel import kernel
+from edgellm.kernels.simd.memory import (
+    f32_from_bits,
+    load_f32x16,
+    load_i32,
+    load_i64,
+    scatter_f16x16,
+    store_f16x16,
+    store_f32x16,
+)
+
+product_int4, product_int4_asym, product_int8 = make_product(INT4), make_product(INT4_ASYM), make_product(INT8)
+
+PART_BYTES = 8 * len(PART.names)
+SCRATCH_BYTES = 2 * 8 * BLOCK * 4  # two tiles of up to 8 rows
+POSITIONS = STEP.positions
+PARTS, PART_COUNT, CODES, META_AT = MATMUL.parts, MATMUL.part_count, MATMUL.codes, MATMUL.meta
+COLUMNS, SELECTED, SCRATCH, SCRATCH_STRIDE = MATMUL.columns, MATMUL.selected, MATMUL.scratch, MATMUL.scratch_stride
+PAIRS, EPILOGUE, OUT, OUT_META, STRIDE = PART.pairs, PART.epilogue, PART.out, PART.out_meta, PART.stride
+ROPE, HEAD_SIZE, SCALE = PART.rope, PART.head_size, PART.scale
+KV_OFFSET, HEAD_STRIDE, BLOCK_STRIDE = PART.kv_offset, PART.head_stride, PART.block_stride
+WEIGHT, UP_WEIGHT = PART.layout, PART.up_layout  # five words each: layout, codes, scales, mins, group
+
+
+@kernel
+def log2_blocks(group: int) -> int:
+    """log2 of the blocks in a group of 32, 64 or 128."""
+    return group >> 6 if group < 128 else 2
+
+
+@kernel
+def multiply(weight: int, pair: int, x: int, meta: int, blocks: int, tokens: int, out: int) -> None:
+    """out [tokens][32] = rows 32 * pair.. of the weight, at its five words, times the tile."""
+    layout, codes, scales = load_i64(weight), load_i64(weight + 8), load_i64(weight + 16)
+    mins, shift = load_i64(weight + 24), log2_blocks(load_i64(weight + 32))
+    at = pair * 2 * (blocks >> shift) * 32
+    if layout == INT8:
+        product_int8(codes + pair * blocks * 1024, scales + at, mins, x, meta, blocks, shift, out, tokens)
+    elif layout == INT4:
+        product_int4(codes + pair * blocks * 512, scales + at, mins, x, meta, blocks, shift, out, tokens)
+    else:
+        product_int4_asym(codes + pair * blocks * 512, scales + at, mins + at, x, meta, blocks, shift, out, tokens)
+
+
+@kernel
+def rotated(y: int, rope: int, head_size: int, position: int, entry: int) -> Any:
+    """16 outputs from `entry` of a head, rotated: rope float32 [position][2][E], cosines, then sines with signs."""
+    table = rope + (position * 2 * head_size + entry) * 4
+    v = load_f32x16(y)
+    return fma(v, load_f32x16(table), swap_pairs(v) * load_f32x16(table + head_size * 4))
+
+
+@kernel
+def into_cache(part: int, step: int, y: int, row: int, first: int, is_key: int) -> None:
+    """32 outputs of a row, keys or values from output `first`, into the KV cache."""
+    head_size = load_i64(part + HEAD_SIZE)
+    head, entry = first // head_size, first % head_size
+    position = load_i32(load_i64(step + POSITIONS) + row * 4)
+    sequence = load_i32(load_i64(step + SEQUENCES) + row * 4)
+    base = kv_address(step, sequence, position, load_i64(part + KV_OFFSET), load_i64(part + BLOCK_STRIDE))
+    base += head * load_i64(part + HEAD_STRIDE)
+    slot = position & (KV_BLOCK - 1)
+    for half in range(2):
+        at = entry + half * 16
+        if is_key:
+            v = rotated(y + half * 64, load_i64(part + ROPE), head_size, position, at)
+            scatter_f16x16(base + (at * KV_BLOCK + slot) * 2, v, KV_BLOCK * 2)
+        else:
+            store_f16x16(base + (KV_BLOCK + slot) * head_size * 2 + at * 2, load_f32x16(y + half * 64))
+
+
+@kernel
+def finish(part: int, step: int, y: int, up: int, start: int, tokens: int, rows: int, pair: int) -> None:
+    """The epilogue of a tile: y float32 [tokens][32] are outputs 32 * pair.. of rows start.. ."""
+    epilogue, out, stride = load_i64(part + EPILOGUE), load_i64(part + OUT), load_i64(part + STRIDE)
+    first = pair * BLOCK
+    for t in range(tokens):
+        row, at = start + t, y + t * 128
+        to = out + (row * stride + first) * 4
+        if epilogue == STORE:
+            store_f32x16(to, load_f32x16(at))
+            store_f32x16(to + 64, load_f32x16(at + 64))
+        elif epilogue == ADD:
+            store_f32x16(to, load_f32x16(to) + load_f32x16(at))
+            store_f32x16(to + 64, load_f32x16(to + 64) + load_f32x16(at + 64))
+        elif epilogue == QUERY:
+            head_size, scale = load_i64(part + HEAD_SIZE), splat_f32(f32_from_bits(load_i64(part + SCALE)))
+            position, entry = load_i32(load_i64(step + POSITIONS) + row * 4), first % head_size
+            for half in range(2):
+                v = rotated(at + half * 64, load_i64(part + ROPE), head_size, position, entry + half * 16)
+                store_f32x16(to + half * 64, v * scale)
+        elif epilogue == SWIGLU:
+            also = up + t * 128
+            low = silu(load_f32x16(at)) * load_f32x16(also)
+            high = silu(load_f32x16(at + 64)) * load_f32x16(also + 64)
+            codes = out + start * stride + pair * tokens * BLOCK + t * BLOCK
+            meta = load_i64(part + OUT_META) + (start * (stride >> 5) + pair * tokens) * META + t * 4
+            quantize_block(low, high, codes, meta, tokens)
+        else:
+            into_cache(part, step, at, row, first, epilogue == KEY)
+
+
+@kernel
+def run_part(part: int, op: int, step: int, first: int, last: int, scratch: int) -> None:
+    """Pairs first..last of a part."""
+    blocks = load_i64(op + COLUMNS) >> 5
+    rows = rows_of(step, load_i64(op + SELECTED))
+    y, up = scratch, scratch + 8 * BLOCK * 4
+    for pair in range(first, last):
+        start = 0
+        while start < rows:
+            tokens = tile_height(rows - start)
+            x = load_i64(op + CODES) + start * blocks * BLOCK
+            meta = load_i64(op + META_AT) + start * blocks * META
+            multiply(part + WEIGHT, pair, x, meta, blocks, tokens, y)
+            if load_i64(part + EPILOGUE) == SWIGLU:
+                multiply(part + UP_WEIGHT, pair, x, meta, blocks, tokens, up)
+            finish(part, step, y, up, start, tokens, rows, pair)
+            start += tokens
+
+
+@kernel
+def matmul(op: int, step: int, thread: int, threads: int) -> None:
+    """The pairs of all parts in one line, of which each thread takes its share."""
+    parts, part_count = load_i64(op + PARTS), load_i64(op + PART_COUNT)
+    total = 0
+    for i in range(part_count):
+        total += load_i64(parts + i * PART_BYTES + PAIRS)
+    first, last = first_of(total, thread, threads), first_of(total, thread + 1, threads)
+    scratch = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
+    before = 0
+    for i in range(part_count):
+        part = parts + i * PART_BYTES
+        pairs = load_i64(part + PAIRS)
+        run_part(part, op, step, max(first - before, 0), min(last - before, pairs), scratch)
+        before += pairs

@@ -1,0 +1,57 @@
+"""Rows of a step, tiles of rows, and how work is shared."""
+
+from edgellm.kernels.ops import KV_BLOCK, STEP
+from edgellm.kernels.simd.kernel import kernel
+from edgellm.kernels.simd.memory import load_i32, load_i64
+from edgellm.kernels.simd.vectors import selected
+
+TILE_TOKENS = selected().tile.tokens
+HEIGHTS = tuple(height for height in (6, 4, 2, 1) if height <= TILE_TOKENS)
+META = 16  # bytes of an activation's meta data for a block of a row
+
+ROWS, LOGIT_COUNT, LOGIT_ROWS = STEP.rows, STEP.logit_count, STEP.logit_rows
+SEQUENCES, TABLES, TABLE_STRIDE, KV = STEP.sequences, STEP.tables, STEP.table_stride, STEP.kv
+BLOCK_SHIFT = KV_BLOCK.bit_length() - 1
+
+
+@kernel
+def tile_height(rows_left: int) -> int:
+    """Rows of the next tile."""
+    for height in HEIGHTS:
+        if rows_left >= height:
+            return height
+    return 0
+
+
+@kernel
+def rows_of(step: int, only_selected: int) -> int:
+    """Rows that an operation works on: all, or those whose logits are wanted."""
+    return load_i64(step + LOGIT_COUNT) if only_selected else load_i64(step + ROWS)
+
+
+@kernel
+def source_row(step: int, only_selected: int, row: int) -> int:
+    return load_i32(load_i64(step + LOGIT_ROWS) + row * 4) if only_selected else row
+
+
+@kernel
+def tile_start(row: int, rows: int) -> int:
+    """First row of the tile that holds `row`."""
+    start = row - row % TILE_TOKENS
+    while start + tile_height(rows - start) <= row:
+        start += tile_height(rows - start)
+    return start
+
+
+@kernel
+def kv_address(step: int, sequence: int, position: int, kv_offset: int, block_stride: int) -> int:
+    """Where a layer's keys and values of a position's block begin."""
+    table = load_i64(step + TABLES) + sequence * load_i64(step + TABLE_STRIDE) * 4
+    block = load_i32(table + (position >> BLOCK_SHIFT) * 4)
+    return load_i64(step + KV) + block * block_stride + kv_offset
+
+
+@kernel
+def first_of(count: int, thread: int, threads: int) -> int:
+    """Begin of a thread's share of `count` units; it ends where the next one's begins."""
+    return count * thread // threads

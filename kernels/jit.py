@@ -1,0 +1,117 @@
+"""Kernels ready to call: from the cache of this machine, or compiled into it first.
+
+Whichever way they come, they end as one library with C entry points `void(i64, i64, i64, i64)`, called through ctypes,
+which releases the GIL. Nothing here imports Numba: compiling happens in a child process (see compile.py), whose memory
+and settings stay out of ours.
+"""
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import llvmlite.binding as llvm
+
+from edgellm.errors import KernelError
+from edgellm.kernels.targets import Target, target_for
+
+Progress = Callable[[int, int, str], None]  # done, total, name of the kernel at work
+Entry = Callable[[int, int, int, int], None]
+ENTRY_TYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
+DIGEST_BYTES = 32
+ENTRY_POINTS = ("attend", "combine", "embed", "follow", "lead", "matmul", "norm", "sample")
+
+
+class Library:
+    """Linked kernels of one target."""
+
+    def __init__(self, target: Target, code: bytes) -> None:
+        """Errors: KernelError where the object file does not link."""
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        self.target = target
+        builder = llvm.JITLibraryBuilder().add_current_process().add_object_img(code)
+        for name in ENTRY_POINTS:
+            builder.export_symbol(name)
+        try:
+            self._linker = llvm.create_lljit_compiler()
+            self._linked = builder.link(self._linker, "edgellm-kernels")
+        except RuntimeError as error:
+            raise KernelError(f"compiled kernels do not link: {error}; remove the kernel cache and try again") from error
+        self.addresses = {name: int(self._linked[name]) for name in ENTRY_POINTS}
+
+    def entry(self, name: str) -> Entry:
+        """An entry point, callable from Python without the GIL."""
+        function: Entry = ENTRY_TYPE(self.addresses[name])
+        return function
+
+
+def load(cache: Path, *, isa: str | None = None, progress: Progress | None = None) -> Library:
+    """The kernels for this machine, or for a lesser instruction set that it has.
+
+    Looks in the folder `cache` first; a miss compiles there, which takes seconds and is reported to `progress`.
+    Errors: KernelError.
+    """
+    target = target_for(isa)
+    path = cache / f"kernels-{target.isa}-{_identity(target)}.o"
+    code = _read(path)
+    if code is None:
+        code = _compile(target, cache, progress)
+        _write(path, code)
+    return Library(target, code)
+
+
+def _identity(target: Target) -> str:
+    """Names what a compiled library depends on: every kernel source, the compilers, the processor."""
+    digest = hashlib.sha256(f"{target} numba {version('numba')} llvmlite {llvm.llvm_version_info}".encode())
+    folder = Path(__file__).parent
+    for source in sorted(folder.rglob("*.py")):
+        digest.update(f"{source.relative_to(folder)}\0".encode() + source.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _read(path: Path) -> bytes | None:
+    """The object file, or None where there is none or its checksum is wrong."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, code = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _write(path: Path, code: bytes) -> None:
+    """Atomically: processes that compile at once write the same file."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(handle, "wb") as file:
+        file.write(hashlib.sha256(code).digest() + code)
+    Path(temporary).replace(path)
+
+
+def _compile(target: Target, cache: Path, progress: Progress | None) -> bytes:
+    if getattr(sys, "frozen", False):
+        raise KernelError(f"this binary carries no kernels for {target.cpu} ({target.isa}), and cannot compile any")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        out = Path(folder) / "kernels.o"
+        command = [sys.executable, "-m", "edgellm.kernels.compile", str(out), target.isa]
+        with (
+            (Path(folder) / "errors").open("w+") as errors,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+        ):
+            assert child.stdout is not None
+            for line in child.stdout:
+                counts, _, name = line.strip().partition(" ")
+                done, _, total = counts.partition("/")
+                if progress is not None:
+                    progress(int(done), int(total), name)
+            if child.wait():
+                errors.seek(0)
+                last = errors.read().strip().splitlines()[-1:] or ["no message"]
+                raise KernelError(f"compiling the kernels failed: {last[0]}; numba {version('numba')} on {target.cpu}")
+        return out.read_bytes()

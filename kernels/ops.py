@@ -1,0 +1,102 @@
+"""The operations of a step: read this first.
+
+A model is a *step program*, a table of records of int64 words: the address of a kernel, whether the team meets at a
+barrier before it, and the operands named below. Addresses are bytes; floats are carried as their bits. Every
+kernel is `void(record, step, thread, threads)` and does its thread's share.
+
+A step works on R rows, each a token, its position and its sequence. Shapes are in the alphabet of edgellm/config.py.
+Buffers:
+
+    residual      float32 [R][D]     the stream that layers add to
+    q             float32 [R][H*E]   queries, rotated and scaled
+    activation    what a matrix product reads: rows quantized to INT8 with a scale per block of 32, see below
+    logits        float32 [logit rows][V]
+    kv            one arena of blocks of KV_BLOCK tokens; a block holds [L][K][keys, values]:
+                  keys float16 [E][KV_BLOCK], values float16 [KV_BLOCK][E]
+
+An activation holds rows in tiles of T rows, the heights that `tile_height` gives (largest first). The tile of rows
+r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 16 in the meta bytes:
+
+    codes    int8 [C/32][T][32]
+    meta     [C/32][4][T]    float32 scale, float32 scale * sum, int32 -8 * sum, int32 -128 * sum  (sum of the block's codes)
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+KV_BLOCK = 32  # tokens of a KV block
+CHUNK = 256  # positions whose attention is summed before it is folded into the rest, in this order
+SPAN_QUERIES = 24  # query vectors that attention handles together
+SPLIT_ROWS = 16  # up to this many rows, attention splits positions over the team
+
+
+class Record:
+    """Names of the int64 words of a record; `record.name` is the byte offset of a word."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        for index, name in enumerate(names):
+            setattr(self, name, 8 * index)
+
+    def __getattr__(self, name: str) -> int:
+        raise AttributeError(f"record has no word {name!r}: {self.names}")
+
+    def pack(self, **values: int) -> NDArray[np.int64]:
+        """The record with these values; every word must be named, and only words."""
+        assert set(values) == set(self.names), set(values) ^ set(self.names)
+        return np.array([values[name] for name in self.names], np.int64)
+
+
+HEAD = ("kernel", "barrier")  # the first words of every operation
+OPERATION_WORDS = 24
+
+# The rows at work. spans are int32 [spans][2]: first row and count of neighbours in one sequence, for attention.
+STEP = Record(
+    "rows", "tokens", "positions", "sequences", "tables", "table_stride", "kv", "spans", "span_count", "split",
+    "logit_count", "logit_rows", "samplers",
+)  # fmt: skip
+
+# residual[r] = embedding[token of r]
+EMBED = Record(*HEAD, "out", "layout", "codes", "scales", "mins", "group", "width")
+
+# out = quantized(x / rms(x) * weight); with `selected`, of the rows whose logits are wanted only
+NORM = Record(*HEAD, "x", "weight", "out_codes", "out_meta", "width", "epsilon", "selected")
+
+# For each part: epilogue(activation @ weights.T). Parts share the activation and the team's work.
+MATMUL = Record(*HEAD, "parts", "part_count", "codes", "meta", "columns", "selected", "scratch", "scratch_stride")
+PART = Record(
+    "layout", "codes", "scales", "mins", "group", "pairs", "epilogue", "out", "out_meta", "stride",
+    "up_layout", "up_codes", "up_scales", "up_mins", "up_group",
+    "rope", "head_size", "scale", "kv_offset", "head_stride", "block_stride",
+)  # fmt: skip
+
+# Layouts, as kernels know them
+INT4, INT4_ASYM, INT8 = 0, 1, 2
+
+# Epilogues: what becomes of 32 outputs of a row
+STORE = 0  # out f32 [.][stride] = y
+ADD = 1  # out f32 [.][stride] += y
+QUERY = 2  # out f32 [.][stride] = rope(y) * scale
+KEY = 3  # into the KV cache: rope(y)
+VALUE = 4  # into the KV cache
+SWIGLU = 5  # out activation = quantized(silu(y) * up)
+
+# out = quantized(softmax(q keys) values); partial results go through `partials` when positions are split
+ATTEND = Record(
+    *HEAD, "q", "out_codes", "out_meta", "heads", "kv_heads", "head_size", "kv_offset", "head_stride", "block_stride",
+    "partials", "chunks", "scratch", "scratch_stride",
+)  # fmt: skip
+
+# One per logit row, or 0 for a row whose logits alone are wanted; chosen is written
+SAMPLE = Record(*HEAD, "logits", "stride", "vocabulary")
+SAMPLER = Record(
+    "temperature", "top_k", "top_p", "min_p", "repetition", "presence", "frequency", "seed", "draw",
+    "history", "history_count", "bias", "bias_count", "scratch", "chosen",
+)  # fmt: skip
+
+# The team: every word on a cache line of its own where threads wait on it
+TEAM = Record(
+    "epoch", *(f"_{i}" for i in range(7)), "arrivals", *(f"_{i}" for i in range(7, 14)), "generation",
+    *(f"_{i}" for i in range(14, 21)), "program", "count", "step", "threads", "spins", "stop",
+)  # fmt: skip
+TEAM_WORDS = 32

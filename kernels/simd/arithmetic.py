@@ -1,0 +1,202 @@
+"""Arithmetic on vectors. What a name does to one lane it does to all 16; folds go through one fixed tree."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.cpython.unsafe.tuple import tuple_setitem
+from numba.extending import intrinsic, lower_builtin
+
+from edgellm.kernels.simd.vectors import (
+    F32,
+    I32,
+    I64,
+    LANES,
+    Vector,
+    call,
+    constant,
+    f32x16,
+    i32x16,
+    mask16,
+    operation,
+    shuffle,
+    splat,
+    u8x64,
+)
+
+Builder = ir.IRBuilder
+F32X16, I32X16 = f32x16.llvm, i32x16.llvm
+LANE_NUMBERS = ir.Constant(I32X16, list(range(LANES)))
+
+
+def _binary(symbol: Callable[..., Any], emit: dict[Vector, str]) -> None:
+    """Teach kernels an operator between two vectors of the same type."""
+
+    class Typing(AbstractTemplate):  # type: ignore[misc]
+        key = symbol
+
+        def generic(self, args: Any, kws: Any) -> Any:
+            if len(args) == 2 and args[0] == args[1] and args[0] in emit:
+                return signature(args[0], *args)
+            return None
+
+    infer_global(symbol)(Typing)
+    for vector, name in emit.items():
+
+        def lower(context: Any, b: Builder, sig: Any, args: Any, name: str = name) -> Any:
+            return getattr(b, name)(*args)
+
+        lower_builtin(symbol, vector, vector)(lower)
+
+
+_binary(operator.add, {f32x16: "fadd", i32x16: "add"})
+_binary(operator.sub, {f32x16: "fsub", i32x16: "sub"})
+_binary(operator.mul, {f32x16: "fmul", i32x16: "mul"})
+_binary(operator.truediv, {f32x16: "fdiv"})
+
+
+@operation(f32x16, f32x16, f32x16, f32x16)
+def fma(b: Builder, x: Any, y: Any, z: Any) -> Any:
+    """x * y + z, rounded once."""
+    return call(b, "llvm.fma.v16f32", F32X16, x, y, z)
+
+
+@operation(f32x16, types.float32)
+def splat_f32(b: Builder, scalar: Any) -> Any:
+    return splat(b, scalar)
+
+
+@operation(i32x16, types.int64)
+def splat_i32(b: Builder, scalar: Any) -> Any:
+    return splat(b, b.trunc(scalar, I32))
+
+
+@operation(f32x16)
+def zero_f32(b: Builder) -> Any:
+    return ir.Constant(F32X16, None)
+
+
+@operation(i32x16)
+def lane_numbers(b: Builder) -> Any:
+    """0, 1, ... 15"""
+    return LANE_NUMBERS
+
+
+@operation(f32x16, f32x16, f32x16)
+def maximum(b: Builder, x: Any, y: Any) -> Any:
+    """The larger; y where x is NaN."""
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+@operation(f32x16, f32x16, f32x16)
+def minimum(b: Builder, x: Any, y: Any) -> Any:
+    """The smaller; y where x is NaN."""
+    return b.select(b.fcmp_ordered("<", x, y), x, y)
+
+
+@operation(f32x16, f32x16)
+def absolute(b: Builder, x: Any) -> Any:
+    return b.bitcast(b.and_(b.bitcast(x, I32X16), constant(I32X16, 0x7FFFFFFF)), F32X16)
+
+
+@operation(f32x16, i32x16)
+def f32_from_i32(b: Builder, v: Any) -> Any:
+    return b.sitofp(v, F32X16)
+
+
+@operation(f32x16, i32x16)
+def f32_from_lane_bits(b: Builder, v: Any) -> Any:
+    return b.bitcast(v, F32X16)
+
+
+@operation(i32x16, f32x16)
+def lane_bits(b: Builder, v: Any) -> Any:
+    return b.bitcast(v, I32X16)
+
+
+@operation(i32x16, i32x16, types.int64)
+def shift_left(b: Builder, v: Any, bits: Any) -> Any:
+    return b.shl(v, splat(b, b.trunc(bits, I32)))
+
+
+@operation(mask16, i32x16, i32x16)
+def less(b: Builder, x: Any, y: Any) -> Any:
+    return b.icmp_signed("<", x, y)
+
+
+@operation(mask16, f32x16, f32x16)
+def less_f32(b: Builder, x: Any, y: Any) -> Any:
+    return b.fcmp_ordered("<", x, y)
+
+
+@operation(f32x16, mask16, f32x16, f32x16)
+def choose(b: Builder, mask: Any, yes: Any, no: Any) -> Any:
+    return b.select(mask, yes, no)
+
+
+@operation(i32x16, mask16, i32x16, i32x16)
+def choose_i32(b: Builder, mask: Any, yes: Any, no: Any) -> Any:
+    return b.select(mask, yes, no)
+
+
+@operation(f32x16, f32x16)
+def swap_pairs(b: Builder, v: Any) -> Any:
+    """Lanes 1, 0, 3, 2, ..."""
+    return shuffle(b, v, [lane ^ 1 for lane in range(LANES)])
+
+
+def _fold(b: Builder, v: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    for width in (8, 4, 2, 1):
+        v = combine(shuffle(b, v, list(range(width))), shuffle(b, v, list(range(width, 2 * width))))
+    return b.extract_element(v, I32(0))
+
+
+@operation(types.float32, f32x16)
+def fold_sum(b: Builder, v: Any) -> Any:
+    """Sum of the lanes: halves are added, lane i to lane i + half, until one is left."""
+    return _fold(b, v, b.fadd)
+
+
+@operation(types.float32, f32x16)
+def fold_max(b: Builder, v: Any) -> Any:
+    return _fold(b, v, lambda x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+
+
+@operation(types.int64, i32x16)
+def fold_sum_i32(b: Builder, v: Any) -> Any:
+    return b.sext(_fold(b, v, b.add), I64)
+
+
+@operation(types.float32, types.float32)
+def square_root(b: Builder, x: Any) -> Any:
+    return call(b, "llvm.sqrt.f32", F32, x)
+
+
+@operation(u8x64, u8x64)
+def low_nibbles(b: Builder, v: Any) -> Any:
+    return b.and_(v, constant(u8x64.llvm, 15))
+
+
+@operation(u8x64, u8x64)
+def high_nibbles(b: Builder, v: Any) -> Any:
+    return b.lshr(v, constant(u8x64.llvm, 4))
+
+
+def zero_tile(vector: Vector, count: int) -> Callable[..., Any]:
+    """A function that gives a tuple of `count` zero vectors: the registers of a tile. Write to it with `put`."""
+
+    @intrinsic
+    def zeros(typing_context: Any) -> Any:
+        def codegen(context: Any, b: Builder, sig: Any, args: Any) -> Any:
+            return ir.Constant(ir.ArrayType(vector.llvm, count), None)
+
+        return types.UniTuple(vector, count)(), codegen
+
+    made: Callable[..., Any] = zeros
+    return made
+
+
+put: Callable[..., Any] = tuple_setitem

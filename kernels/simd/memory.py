@@ -1,0 +1,208 @@
+"""Loads, stores and atomics at raw addresses. Element types in names; all addresses are int64 byte addresses."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from edgellm.kernels.simd.vectors import (
+    F16,
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    address,
+    call,
+    constant,
+    f32x16,
+    i32x16,
+    operation,
+    pointer,
+    selected,
+    splat,
+    u8x64,
+)
+
+Builder = ir.IRBuilder
+F32X16, I32X16 = f32x16.llvm, i32x16.llvm
+I16X16, F16X16, I8X16 = (ir.VectorType(element, LANES) for element in (I16, F16, I8))
+F16_MAX = 65504.0
+
+
+@operation(types.int64, address)
+def load_i64(b: Builder, where: Any) -> Any:
+    return b.load(pointer(b, where, I64), align=8)
+
+
+@operation(types.void, address, types.int64)
+def store_i64(b: Builder, where: Any, value: Any) -> None:
+    b.store(value, pointer(b, where, I64), align=8)
+
+
+@operation(types.int64, address)
+def load_i32(b: Builder, where: Any) -> Any:
+    return b.sext(b.load(pointer(b, where, I32), align=4), I64)
+
+
+@operation(types.void, address, types.int64)
+def store_i32(b: Builder, where: Any, value: Any) -> None:
+    b.store(b.trunc(value, I32), pointer(b, where, I32), align=4)
+
+
+@operation(types.int64, address)
+def load_u8(b: Builder, where: Any) -> Any:
+    return b.zext(b.load(pointer(b, where, I8)), I64)
+
+
+@operation(types.float32, address)
+def load_f32(b: Builder, where: Any) -> Any:
+    return b.load(pointer(b, where, F32), align=4)
+
+
+@operation(types.void, address, types.float32)
+def store_f32(b: Builder, where: Any, value: Any) -> None:
+    b.store(value, pointer(b, where, F32), align=4)
+
+
+@operation(types.float32, types.int64)
+def f32_from_bits(b: Builder, bits: Any) -> Any:
+    """The float whose bits are the low half: how operands of operations carry floats."""
+    return b.bitcast(b.trunc(bits, I32), F32)
+
+
+@operation(u8x64, address)
+def load_u8x64(b: Builder, where: Any) -> Any:
+    return b.load(pointer(b, where, u8x64.llvm), align=1)
+
+
+@operation(u8x64, address)
+def broadcast_4_bytes(b: Builder, where: Any) -> Any:
+    """4 bytes repeated 16 times: the memory operand {1to16} of a dot product."""
+    return b.bitcast(splat(b, b.load(pointer(b, where, I32), align=1)), u8x64.llvm)
+
+
+@operation(i32x16, address)
+def broadcast_i32(b: Builder, where: Any) -> Any:
+    return splat(b, b.load(pointer(b, where, I32), align=4))
+
+
+@operation(f32x16, address)
+def broadcast_f32(b: Builder, where: Any) -> Any:
+    return splat(b, b.load(pointer(b, where, F32), align=4))
+
+
+@operation(f32x16, address)
+def load_f32x16(b: Builder, where: Any) -> Any:
+    return b.load(pointer(b, where, F32X16), align=4)
+
+
+@operation(types.void, address, f32x16)
+def store_f32x16(b: Builder, where: Any, v: Any) -> None:
+    b.store(v, pointer(b, where, F32X16), align=4)
+
+
+def _from_f16(b: Builder, halves: Any) -> Any:
+    """16 f16, given as bits, as f32, exactly."""
+    if selected().native_f16:
+        return b.fpext(b.bitcast(halves, F16X16), F32X16)
+    # Moving the fields into place leaves the exponent 112 too small, for subnormals as well.
+    bits = b.zext(halves, I32X16)
+    magnitude = b.shl(b.and_(bits, constant(I32X16, 0x7FFF)), constant(I32X16, 13))
+    value = b.fmul(b.bitcast(magnitude, F32X16), constant(F32X16, 2.0**112))
+    sign = b.shl(b.and_(bits, constant(I32X16, 0x8000)), constant(I32X16, 16))
+    return b.bitcast(b.or_(b.bitcast(value, I32X16), sign), F32X16)
+
+
+@operation(f32x16, address)
+def load_f16x16(b: Builder, where: Any) -> Any:
+    return _from_f16(b, b.load(pointer(b, where, I16X16), align=2))
+
+
+@operation(types.float32, address)
+def load_f16(b: Builder, where: Any) -> Any:
+    return b.extract_element(_from_f16(b, splat(b, b.load(pointer(b, where, I16), align=2))), I32(0))
+
+
+def _to_f16(b: Builder, v: Any) -> Any:
+    """16 f32 as f16 bits, nearest even; what f16 cannot hold becomes its largest value, so no infinity is stored."""
+    limited = call(b, "llvm.minnum.v16f32", F32X16, v, constant(F32X16, F16_MAX))
+    limited = call(b, "llvm.maxnum.v16f32", F32X16, limited, constant(F32X16, -F16_MAX))
+    if selected().native_f16:
+        return b.bitcast(b.fptrunc(limited, F16X16), I16X16)
+    bits = b.bitcast(limited, I32X16)
+    magnitude = b.and_(bits, constant(I32X16, 0x7FFFFFFF))
+    # Normal: round the 13 dropped bits to nearest even, then rebias the exponent by 112.
+    odd = b.and_(b.lshr(magnitude, constant(I32X16, 13)), constant(I32X16, 1))
+    rounded = b.add(magnitude, b.add(odd, constant(I32X16, 0x0FFF - (112 << 23))))
+    normal = b.lshr(rounded, constant(I32X16, 13))
+    # Subnormal: adding 0.5 leaves the value in units of 2^-24 in the low bits, rounded by the addition.
+    small = b.fadd(b.bitcast(magnitude, F32X16), constant(F32X16, 0.5))
+    subnormal = b.sub(b.bitcast(small, I32X16), constant(I32X16, 0x3F000000))
+    is_small = b.icmp_unsigned("<", magnitude, constant(I32X16, 113 << 23))
+    sign = b.lshr(b.and_(bits, constant(I32X16, -(1 << 31))), constant(I32X16, 16))
+    return b.trunc(b.or_(b.select(is_small, subnormal, normal), sign), I16X16)
+
+
+@operation(types.void, address, f32x16)
+def store_f16x16(b: Builder, where: Any, v: Any) -> None:
+    b.store(_to_f16(b, v), pointer(b, where, I16X16), align=2)
+
+
+@operation(types.void, address, f32x16, types.int64)
+def scatter_f16x16(b: Builder, where: Any, v: Any, stride: Any) -> None:
+    """As store_f16x16, but `stride` bytes apart."""
+    halves = _to_f16(b, v)
+    for lane in range(LANES):
+        b.store(b.extract_element(halves, I32(lane)), pointer(b, where, I16), align=2)
+        where = b.add(where, stride)
+
+
+@operation(types.void, address, i32x16)
+def store_i32x16(b: Builder, where: Any, v: Any) -> None:
+    b.store(v, pointer(b, where, I32X16), align=4)
+
+
+@operation(types.void, address, i32x16)
+def store_i8x16(b: Builder, where: Any, v: Any) -> None:
+    """The low bytes of 16 integers."""
+    b.store(b.trunc(v, I8X16), pointer(b, where, I8X16), align=1)
+
+
+@operation(types.int64, address)
+def load_acquire(b: Builder, where: Any) -> Any:
+    return b.load_atomic(pointer(b, where, I64), "acquire", 8)
+
+
+@operation(types.void, address, types.int64)
+def store_release(b: Builder, where: Any, value: Any) -> None:
+    b.store_atomic(value, pointer(b, where, I64), "release", 8)
+
+
+@operation(types.int64, address, types.int64)
+def fetch_add(b: Builder, where: Any, value: Any) -> Any:
+    return b.atomic_rmw("add", pointer(b, where, I64), value, "acq_rel")
+
+
+@operation(types.void)
+def pause(b: Builder) -> None:
+    """Tell the processor that this thread spins."""
+    triple = selected().triple
+    if triple.startswith("x86_64"):
+        call(b, "llvm.x86.sse2.pause", ir.VoidType())
+    elif triple.startswith(("aarch64", "arm64")):
+        call(b, "llvm.aarch64.hint", ir.VoidType(), I32(1))
+
+
+@operation(types.void)
+def yield_thread(b: Builder) -> None:
+    """Give the processor to another thread that wants it."""
+    call(b, selected().yield_symbol, I32)
+
+
+@operation(types.void, address, types.int64, types.int64, types.int64, types.int64)
+def call_kernel(b: Builder, kernel: Any, operands: Any, step: Any, thread: Any, threads: Any) -> None:
+    """Call the kernel at an address: void(i64 operands, i64 step, i64 thread, i64 threads)."""
+    kernel_type = ir.FunctionType(ir.VoidType(), [I64] * 4)
+    b.call(pointer(b, kernel, kernel_type), [operands, step, thread, threads])
