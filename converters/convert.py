@@ -103,7 +103,7 @@ def convert(
         weight: choose_layout(weight, tensors[weight], columns, asked)
         for weight, (_, columns) in expected_weights(config).items()
     }
-    count = _Counter(progress, sum(tensor.data.nbytes for tensor in tensors.values()), 0 if sha256 else gguf.nbytes)
+    count = _Counter(progress, sum(tensors[weight].data.nbytes for weight in layouts), 0 if sha256 else gguf.nbytes)
     provenance = {
         "name": name or _text(gguf, "general.name") or source.stem,
         "source": source.name,
@@ -123,7 +123,9 @@ def convert(
     ) as writer:
         for vector in tensors.keys() - layouts.keys():
             writer.write_vector(vector, _values(tensors[vector], tensors[vector].data, 1)[0])
-        report = Report(tuple(_write_weight(writer, name, tensors[name], layouts[name], count) for name in layouts))
+        report = Report(
+            tuple(_write_weight(writer, weight, tensors[weight], layouts[weight], count) for weight in layouts)
+        )
         writer.finish(report.to_json())
     return report
 
@@ -165,13 +167,11 @@ def _write_weight(
         values = _values(tensor, chunk, len(chunk))
         exact = EXACT.get(tensor.type) == layout
         found = transcode(tensor.type, chunk) if exact else quantize(values, layout)
+        if not found.is_finite():
+            raise UnsupportedModelError(f"weights of {tensor.name} are too large for the f16 scales of {layout.name}")
         codes, scales = pack_codes(layout, found.codes), pack_scales(found.scales)
         mins = pack_scales(found.mins) if found.mins is not None else None
         stored = dequantize(layout, codes, scales, mins, len(chunk))
-        if not np.isfinite(stored).all():
-            raise UnsupportedModelError(
-                f"weights of {tensor.name} are too large for the 16-bit scales of {layout.name}"
-            )
         writer.write_rows(name, first, codes, scales, mins)
         squared_error += float(np.square(stored - values, dtype=np.float64).sum())
         squared_norm += float(np.square(values, dtype=np.float64).sum())

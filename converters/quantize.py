@@ -34,6 +34,9 @@ class Codes:
     scales: NDArray[np.float16]  # [N, C/G]
     mins: NDArray[np.float16] | None  # [N, C/G] if the layout is asymmetric
 
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self.scales).all() and (self.mins is None or np.isfinite(self.mins).all()))
+
 
 def to_float32(kind: GGMLQuantizationType, data: NDArray[np.uint8], rows: int) -> NDArray[np.float32]:
     """What a GGUF tensor's bytes stand for, float32 [rows, C]; UnsupportedModelError for a type nobody can read."""
@@ -58,8 +61,9 @@ def transcode(kind: GGMLQuantizationType, data: NDArray[np.uint8]) -> Codes:
     return Codes(np.concatenate((nibbles & 15, nibbles >> 4), axis=2).reshape(rows, -1), scales, mins)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def quantize(values: NDArray[np.float32], layout: Layout) -> Codes:
-    """Round float32 [N, C] to a layout; the group must divide C.
+    """Round float32 [N, C] to a layout; the group must divide C. Weights too large for f16 give infinite scales.
 
     int8        scale = largest magnitude / 127
     int4        scale = the entry of largest magnitude / -8, so that it, whichever its sign, has the code 0
@@ -67,21 +71,21 @@ def quantize(values: NDArray[np.float32], layout: Layout) -> Codes:
     """
     groups = values.reshape(values.shape[0], -1, layout.group)
     mins = None
-    with np.errstate(over="ignore"):  # a scale too large for f16 becomes infinite; the caller refuses it by name
-        if layout.asymmetric:
-            least = groups.min(axis=2)
-            mins = least.astype(np.float16)
-            scales = ((groups.max(axis=2) - least) / 15).astype(np.float16)
-            groups = groups - mins.astype(np.float32)[:, :, None]
-        elif layout.bits == 8:
-            scales = (np.abs(groups).max(axis=2) / 127).astype(np.float16)
-        else:
-            peak = np.abs(groups).argmax(axis=2)[:, :, None]
-            scales = (np.take_along_axis(groups, peak, axis=2)[:, :, 0] / -8).astype(np.float16)
+    if layout.asymmetric:
+        least = groups.min(axis=2)
+        mins = least.astype(np.float16)
+        scales = (groups.max(axis=2) - least) / 15
+        groups = groups - mins.astype(np.float32)[:, :, None]
+    elif layout.bits == 8:
+        scales = np.abs(groups).max(axis=2) / 127
+    else:
+        peak = np.abs(groups).argmax(axis=2)[:, :, None]
+        scales = np.take_along_axis(groups, peak, axis=2)[:, :, 0] / -8
+    scales = scales.astype(np.float16)
     steps = scales.astype(np.float32)[:, :, None]
     codes = np.divide(groups, steps, out=np.zeros_like(groups), where=steps != 0)
-    codes = np.rint(codes) + np.float32(layout.zero_point)
-    codes = np.clip(codes, 1 if layout.bits == 8 else 0, 255 if layout.bits == 8 else 15)
+    codes = np.rint(codes, out=codes) + layout.zero_point
+    codes = np.clip(codes, 1, 255) if layout.bits == 8 else np.clip(codes, 0, 15)
     return Codes(codes.astype(np.uint8).reshape(values.shape), scales, mins)
 
 

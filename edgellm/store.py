@@ -46,7 +46,8 @@ class Store:
 
     def models(self) -> list[StoredModel]:
         """All models by name; reads their headers only."""
-        return [StoredModel(name, path, _header(path)) for name in self.names() for path in [self.destination(name)]]
+        paths = {name: self.models_folder / f"{name}{SUFFIX}" for name in self.names()}
+        return [StoredModel(name, path, _header(path)) for name, path in paths.items()]
 
     def path(self, name: str) -> Path:
         """The packed file of a model; ModelNotFoundError with the names that come near."""
@@ -68,7 +69,7 @@ class Store:
         """Where a model of that name lies or would lie; OptionError for a name that is none."""
         if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
             raise OptionError(
-                f"model name {name!r:.200} is not made of up to {MAX_NAME} of a-z 0-9 . _ - with a letter or digit first; "
+                f"model name {name!r:.200} is not a letter or digit and up to {MAX_NAME - 1} more of a-z 0-9 . _ -; "
                 f"{valid_name(name)!r} would do"
             )
         return self.models_folder / f"{name}{SUFFIX}"

@@ -15,10 +15,13 @@ Buffers:
                   keys float16 [E][KV_BLOCK], values float16 [KV_BLOCK][E]
 
 An activation holds rows in tiles of T rows, the heights that `tile_height` gives (largest first). The tile of rows
-r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 16 in the meta bytes:
+r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 24 in the meta bytes:
 
     codes    int8 [C/32][T][32]
-    meta     [C/32][4][T]    float32 scale, float32 scale * sum, int32 -8 * sum, int32 -128 * sum  (sum of the block's codes)
+    meta     [C/32][6][T]    float32 scale; float32 scale * sum; int32 -8 * sum; int32 -128 * sum;
+                             4 bytes that hold an outlier's high part in the lane of its code; int32 index of the outlier
+
+A value is scale * code, and an outlier's is scale * (code + 128 * high part); `sum` is that of the block before scaling.
 """
 
 import numpy as np

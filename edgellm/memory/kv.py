@@ -35,6 +35,10 @@ class KVCache:
     def address(self) -> int:
         return address(self._arena)
 
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
     def allocate(self) -> int:
         """The number of a block that was free. Errors: KVMemoryError."""
         if not self._free:

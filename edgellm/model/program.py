@@ -30,7 +30,7 @@ class Activation:
 
     def __init__(self, rows: int, columns: int) -> None:
         self.codes = aligned_zeros(rows * columns, np.int8)
-        self.meta = aligned_zeros(rows * columns // BLOCK * 4, np.float32)
+        self.meta = aligned_zeros(rows * columns // BLOCK * 6, np.float32)
 
 
 class Buffers:

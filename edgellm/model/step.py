@@ -76,6 +76,10 @@ class Stepper:
         logits: NDArray[np.float32] = self._buffers.logits[:num_logits, : self._vocabulary]
         return logits
 
+    def close(self) -> None:
+        """Forget the model's memory, so that its file can be unmapped."""
+        del self._writer, self._program
+
     def _walk(self, num_rows: int, num_logits: int, num_spans: int) -> None:
         assert 0 < num_rows <= self.max_rows, num_rows
         assert num_logits <= self.max_logit_rows, num_logits

@@ -23,6 +23,7 @@ class Team:
     def __init__(self, library: Library, threads: int, processors: int) -> None:
         """`processors` are really available: a larger team must not spin, or it waits for threads that cannot run."""
         self.threads = threads
+        self._library = library  # whose code the threads are in
         self._lead, self._follow = library.entry("lead"), library.entry("follow")
         self._record = aligned_zeros(TEAM_WORDS, np.int64)
         self._set(TEAM.threads, threads)

@@ -1,6 +1,7 @@
 """What a tokenizer is made of: the tokens, their types, and how texts become tokens.
 
-A converter translates a foreign vocabulary into `Vocabulary` once; tokenizers know nothing else. Token types, as in GGUF:
+A converter translates a foreign vocabulary into `Vocabulary` once; tokenizers know nothing else.
+Token types, as in GGUF:
 
     NORMAL        made from ordinary text
     UNKNOWN       stands for what cannot be written otherwise
@@ -13,9 +14,10 @@ A converter translates a foreign vocabulary into `Vocabulary` once; tokenizers k
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -26,11 +28,15 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 # Texts with which families end a turn or a document. Some files give such a token as an ordinary one; it never is.
 END_TEXTS = frozenset(
-    ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|endoftext|>")
-    + ("<|end_of_text|>", "<EOT>", "<|EOT|>", "[EOT]", "<|return|>", "<｜end▁of▁sentence｜>", "<end_of_utterance>")
+    [
+        *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|endoftext|>"),
+        *("<|end_of_text|>", "<EOT>", "<|EOT|>", "[EOT]", "<|return|>", "<end_of_utterance>"),
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    ]
 )
 
 _BYTE_TEXT = re.compile("<0x[0-9A-F]{2}>")
+_T = TypeVar("_T", str, int, bool)
 _KINDS = {"gpt2": "bpe", "llama": "spm"}  # tokenizer.ggml.model -> kind
 
 
@@ -57,7 +63,9 @@ class Vocabulary:
         self._check_tokens()
         for name in ("bos", "eos", "unknown", "eot"):
             token = getattr(self, name)
-            _check(token is None or (type(token) is int and 0 <= token < len(self.tokens)), f"{name} {token!r} is no id")
+            _check(
+                token is None or (type(token) is int and 0 <= token < len(self.tokens)), f"{name} {token!r} is no id"
+            )
         for name in ("add_bos", "add_eos", "add_space_prefix"):
             _check(type(getattr(self, name)) is bool, f"{name} {getattr(self, name)!r} is not true or false")
         _check(not (self.add_bos and self.bos is None), "add_bos is set and there is no bos token")
@@ -69,31 +77,36 @@ class Vocabulary:
             self._check_scores()
 
     def _check_tokens(self) -> None:
-        _check(all(type(token) is str and token for token in self.tokens), "a token is not a text or is empty")
-        _check(len(self.tokens) > 0, "there are no tokens")
+        _check(set(map(type, self.tokens)) == {str} and all(self.tokens), "tokens are missing, empty or no texts")
+        _check(_is_unicode("".join(self.tokens)), "a token holds half a surrogate pair")
         if len(set(self.tokens)) != len(self.tokens):
-            seen: set[str] = set()
-            twice = next(token for token in self.tokens if token in seen or seen.add(token))
+            twice = next(token for token, count in Counter(self.tokens).items() if count > 1)
             raise TokenizerError(f"vocabulary: the token {twice!r} is there twice")
         _check(len(self.types) == len(self.tokens), f"{len(self.tokens)} tokens and {len(self.types)} types")
-        for id_, kind in enumerate(self.types):
-            if type(kind) is not int or not NORMAL <= kind <= BYTE:
-                raise TokenizerError(f"vocabulary: token {id_} has the type {kind!r}, not one of 1..6")
-            if kind == BYTE and not _BYTE_TEXT.fullmatch(self.tokens[id_]):
-                raise TokenizerError(f"vocabulary: byte token {id_} is spelled {self.tokens[id_]!r}, not like <0x0A>")
+        _check(set(map(type, self.types)) == {int}, "a token type is not an integer")
+        strange = set(self.types) - set(range(NORMAL, BYTE + 1))
+        _check(not strange, f"there are token types {strange}, not in 1..6")
+        for text in self.texts_of(BYTE):
+            _check(_BYTE_TEXT.fullmatch(text) is not None, f"a byte token is spelled {text!r}, not like <0x0A>")
 
     def _check_merges(self) -> None:
-        if self.merges is None:
-            raise TokenizerError("vocabulary: kind 'bpe' needs merges")
-        for merge in self.merges:
-            if type(merge) is not str or merge.count(" ") != 1 or merge[0] == " " or merge[-1] == " ":
+        _check(self.merges is not None, "kind 'bpe' needs merges")
+        for merge in self.merges or ():
+            if type(merge) is not str or merge.count(" ") != 1 or merge[0] == " " or merge[-1] == " " or "\n" in merge:
                 raise TokenizerError(f"vocabulary: the merge {merge!r} is not two texts with a space between")
 
     def _check_scores(self) -> None:
-        if self.scores is None:
-            raise TokenizerError("vocabulary: kind 'spm' needs scores")
-        _check(len(self.scores) == len(self.tokens), f"{len(self.tokens)} tokens and {len(self.scores)} scores")
-        _check(all(type(s) is float and math.isfinite(s) for s in self.scores), "a score is not a finite number")
+        scores = self.scores or ()
+        _check(len(scores) == len(self.tokens), f"{len(self.tokens)} tokens and {len(scores)} scores")
+        _check(set(map(type, scores)) == {float} and all(map(math.isfinite, scores)), "a score is no finite number")
+
+    def texts_of(self, *types: int) -> dict[str, int]:
+        """Text -> id of the tokens of these types."""
+        if not set(types) & set(self.types):
+            return {}
+        return {
+            text: id_ for id_, (text, kind) in enumerate(zip(self.tokens, self.types, strict=True)) if kind in types
+        }
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object]) -> Self:
@@ -105,25 +118,29 @@ class Vocabulary:
         kind = _KINDS[model]
         pre = reader.get("pre", str) if kind == "bpe" else "default"
         if pre is None:
-            raise TokenizerError("tokenizer.ggml.pre is missing: convert the model to GGUF again with a current converter")
+            raise TokenizerError(
+                "tokenizer.ggml.pre is missing: convert the model to GGUF again with a current converter"
+            )
         tokens = tuple(token or f"[EMPTY_{id_}]" for id_, token in enumerate(reader.array("tokens") or ()))
-        bos, eos = reader.get("bos_token_id", int), reader.get("eos_token_id", int)
-        add_bos, add_eos = reader.get("add_bos_token", bool), reader.get("add_eos_token", bool)
-        adds_bos_by_custom = bos is not None and (kind == "spm" or pretokenizer(pre).add_bos)
+        types = list(reader.array("token_type") or [NORMAL] * len(tokens))
+        bos = reader.get("bos_token_id", int)
+        add_bos = reader.get("add_bos_token", bool)
+        if add_bos is None:
+            add_bos = bos is not None and (kind == "spm" or pretokenizer(pre).add_bos)
         space = reader.get("add_space_prefix", bool)
         return cls(
             kind=kind,
             pre=pre,
             tokens=tokens,
-            types=_end_tokens_are_control(tokens, reader.array("token_type") or [NORMAL] * len(tokens)),
-            scores=tuple(map(float, reader.array("scores") or ())) if kind == "spm" else None,
+            types=_end_tokens_are_control(tokens, types),
+            scores=tuple(reader.array("scores") or ()) if kind == "spm" else None,
             merges=tuple(reader.array("merges") or ()) if kind == "bpe" else None,
             bos=bos,
-            eos=eos,
+            eos=reader.get("eos_token_id", int),
             unknown=reader.get("unknown_token_id", int),
             eot=reader.get("eot_token_id", int),
-            add_bos=adds_bos_by_custom if add_bos is None else add_bos,
-            add_eos=bool(add_eos),
+            add_bos=add_bos,
+            add_eos=reader.get("add_eos_token", bool) or False,
             add_space_prefix=kind == "spm" if space is None else space,
         )
 
@@ -163,24 +180,34 @@ class _Metadata:
     def __init__(self, metadata: Mapping[str, object]) -> None:
         self._metadata = metadata
 
-    def get[T](self, name: str, kind: type[T]) -> T | None:
+    def get(self, name: str, kind: type[_T]) -> _T | None:
         value = self._metadata.get(f"tokenizer.ggml.{name}")
-        if value is None or type(value) is kind:
+        if value is None or isinstance(value, kind):
             return value
         raise TokenizerError(f"tokenizer.ggml.{name} is {value!r}, not of type {kind.__name__}")
 
     def array(self, name: str) -> list[Any] | None:
         value = self._metadata.get(f"tokenizer.ggml.{name}")
         if isinstance(value, np.ndarray):
-            return value.tolist()
+            value = list(value.tolist())
         if value is None or isinstance(value, list):
             return value
         raise TokenizerError(f"tokenizer.ggml.{name} is {value!r}, not a list")
 
 
 def _end_tokens_are_control(tokens: tuple[str, ...], types: list[int]) -> tuple[int, ...]:
-    kinds = zip(tokens, types, strict=False)
-    return tuple(CONTROL if token in END_TEXTS and kind in (NORMAL, USER_DEFINED) else kind for token, kind in kinds)
+    if len(tokens) == len(types):
+        for id_ in (id_ for id_, token in enumerate(tokens) if token in END_TEXTS):
+            types[id_] = CONTROL if types[id_] in (NORMAL, USER_DEFINED) else types[id_]
+    return tuple(types)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check(good: bool, message: str) -> None:

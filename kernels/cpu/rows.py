@@ -7,7 +7,7 @@ from edgellm.kernels.simd.vectors import selected
 
 TILE_TOKENS = selected().tile.tokens
 HEIGHTS = tuple(height for height in (6, 4, 2, 1) if height <= TILE_TOKENS)
-META = 16  # bytes of an activation's meta data for a block of a row
+META = 24  # bytes of an activation's meta data for a block of a row
 
 ROWS, LOGIT_COUNT, LOGIT_ROWS = STEP.rows, STEP.logit_count, STEP.logit_rows
 SEQUENCES, TABLES, TABLE_STRIDE, KV = STEP.sequences, STEP.tables, STEP.table_stride, STEP.kv

@@ -1,5 +1,6 @@
 """Register tiles of a matrix product: 16 or 32 rows of weights times up to 6 tokens, over all inputs.
 
+The integer dot of a block is that of the INT8 codes, plus 128 times weight times high part for an outlier (quantize.py).
 One output is  sum over blocks, ascending:  fma(float(integer dot) * activation scale, weight scale, sum)
                and with minimums:           fma(min, activation scale * sum of codes, sum)
 in every tile, so that its bits do not depend on the tile.
@@ -8,9 +9,19 @@ in every tile, so that its bits do not depend on the tile.
 from collections.abc import Callable
 from typing import Any
 
-from edgellm.kernels.cpu.rows import HEIGHTS
+from edgellm.kernels.cpu.rows import HEIGHTS, META
 from edgellm.kernels.ops import INT4_ASYM, INT8
-from edgellm.kernels.simd.arithmetic import f32_from_i32, fma, high_nibbles, low_nibbles, put, zero_tile
+from edgellm.kernels.simd.arithmetic import (
+    f32_from_i32,
+    fma,
+    high_nibbles,
+    low_nibbles,
+    nibbles,
+    put,
+    shift_left,
+    splat_i32,
+    zero_tile,
+)
 from edgellm.kernels.simd.dot import begin_8, dot_4, dot_8
 from edgellm.kernels.simd.kernel import inlined, kernel
 from edgellm.kernels.simd.memory import (
@@ -18,6 +29,7 @@ from edgellm.kernels.simd.memory import (
     broadcast_f32,
     broadcast_i32,
     load_f16x16,
+    load_i32,
     load_u8x64,
     store_f32x16,
 )
@@ -69,6 +81,28 @@ def make_tile(layout: int, tokens: int) -> TileKernel:
 
     dots = dots_8 if is_int8 else dots_4
 
+    @inlined
+    def with_outliers(dot: Any, codes: int, panel_stride: int, meta: int) -> Any:
+        for t in range(tokens):
+            high_part = broadcast_4_bytes(meta + 16 * tokens + t * 4)
+            place = load_i32(meta + 20 * tokens + t * 4)
+            for p in range(PANELS):
+                if is_int8:
+                    u = load_u8x64(codes + p * panel_stride + ((place >> 2) << 6))
+                    product = dot_8(splat_i32(0), u, high_part)
+                else:
+                    u = load_u8x64(codes + p * panel_stride + ((place & 12) << 4))
+                    product = dot_4(splat_i32(0), nibbles(u, place >> 4), high_part)
+                dot = put(dot, p * tokens + t, dot[p * tokens + t] + shift_left(product, 7))
+        return dot
+
+    @inlined
+    def any_outlier(meta: int) -> bool:
+        words = 0
+        for t in range(tokens):
+            words |= load_i32(meta + 16 * tokens + t * 4)
+        return words != 0
+
     @kernel
     def tile(codes: int, scales: int, mins: int, x: int, meta: int, blocks: int, group_shift: int, out: int) -> None:
         """out float32 [tokens][32], the first 16 * PANELS of a row; group_shift = log2(blocks of a group)."""
@@ -77,6 +111,8 @@ def make_tile(layout: int, tokens: int) -> TileKernel:
         scale_stride = (blocks >> group_shift) * 32
         for block in range(blocks):
             dot = dots(codes, panel_stride, x, meta)
+            if any_outlier(meta):
+                dot = with_outliers(dot, codes, panel_stride, meta)
             group = (block >> group_shift) * 32
             for p in range(PANELS):
                 scale = load_f16x16(scales + p * scale_stride + group)
@@ -90,7 +126,7 @@ def make_tile(layout: int, tokens: int) -> TileKernel:
                         total = put(total, p * tokens + t, fma(low, sums, total[p * tokens + t]))
             codes += block_bytes
             x += 32 * tokens
-            meta += 16 * tokens
+            meta += META * tokens
         for p in range(PANELS):
             for t in range(tokens):
                 store_f32x16(out + t * 128 + p * 64, total[p * tokens + t])

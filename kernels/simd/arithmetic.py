@@ -12,6 +12,7 @@ from numba.extending import intrinsic, lower_builtin
 
 from edgellm.kernels.simd.vectors import (
     F32,
+    I16,
     I32,
     I64,
     LANES,
@@ -127,6 +128,16 @@ def less(b: Builder, x: Any, y: Any) -> Any:
     return b.icmp_signed("<", x, y)
 
 
+@operation(mask16, i32x16, i32x16)
+def equal(b: Builder, x: Any, y: Any) -> Any:
+    return b.icmp_signed("==", x, y)
+
+
+@operation(mask16, f32x16, f32x16)
+def equal_f32(b: Builder, x: Any, y: Any) -> Any:
+    return b.fcmp_ordered("==", x, y)
+
+
 @operation(mask16, f32x16, f32x16)
 def less_f32(b: Builder, x: Any, y: Any) -> Any:
     return b.fcmp_ordered("<", x, y)
@@ -170,6 +181,11 @@ def fold_sum_i32(b: Builder, v: Any) -> Any:
     return b.sext(_fold(b, v, b.add), I64)
 
 
+@operation(types.int64, i32x16)
+def fold_min_i32(b: Builder, v: Any) -> Any:
+    return b.sext(_fold(b, v, lambda x, y: b.select(b.icmp_signed("<", x, y), x, y)), I64)
+
+
 @operation(types.float32, types.float32)
 def square_root(b: Builder, x: Any) -> Any:
     return call(b, "llvm.sqrt.f32", F32, x)
@@ -183,6 +199,14 @@ def low_nibbles(b: Builder, v: Any) -> Any:
 @operation(u8x64, u8x64)
 def high_nibbles(b: Builder, v: Any) -> Any:
     return b.lshr(v, constant(u8x64.llvm, 4))
+
+
+@operation(u8x64, u8x64, types.int64)
+def nibbles(b: Builder, v: Any, high: Any) -> Any:
+    """The low nibbles, or with high = 1 the high ones."""
+    halves = ir.VectorType(I16, 32)
+    shifted = b.lshr(b.bitcast(v, halves), splat(b, b.trunc(b.shl(high, I64(2)), I16), 32))
+    return b.and_(b.bitcast(shifted, u8x64.llvm), constant(u8x64.llvm, 15))
 
 
 def zero_tile(vector: Vector, count: int) -> Callable[..., Any]:

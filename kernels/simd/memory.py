@@ -164,6 +164,11 @@ def store_i32x16(b: Builder, where: Any, v: Any) -> None:
     b.store(v, pointer(b, where, I32X16), align=4)
 
 
+@operation(types.void, address, types.int64)
+def store_i8(b: Builder, where: Any, value: Any) -> None:
+    b.store(b.trunc(value, I8), pointer(b, where, I8))
+
+
 @operation(types.void, address, i32x16)
 def store_i8x16(b: Builder, where: Any, v: Any) -> None:
     """The low bytes of 16 integers."""

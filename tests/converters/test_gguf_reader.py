@@ -194,6 +194,11 @@ def test_many_array_elements_in_all_are_refused(tmp_path: Path) -> None:
         open_gguf(tmp_path / "t.gguf")
 
 
+def test_many_entries_are_refused(tmp_path: Path) -> None:
+    entries = [entry(f"{number}", U8, b"\0") for number in range(70000)]
+    refuse(tmp_path / "t.gguf", document(entries), "70000 metadata entries")
+
+
 def test_truncated_anywhere(tmp_path: Path) -> None:
     path = make_tiny_gguf(tmp_path / "t.gguf", change=everything)
     data = path.read_bytes()

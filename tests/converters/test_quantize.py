@@ -87,11 +87,22 @@ def test_constant_rows(layout: Layout, value: float) -> None:
     np.testing.assert_allclose(weights, 0.0 if abs(value) < 1e-8 else values, rtol=2**-11)
 
 
-def test_weights_beyond_f16_show_as_infinite_scales() -> None:
-    values = np.full((1, 32), 1e30, np.float32)
-    assert np.isinf(quantize(values, LAYOUTS["int8-g32"]).scales).all()
-    found = quantize(values, LAYOUTS["int4-asym-g32"])
-    assert found.mins is not None and np.isinf(found.mins).all()
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_scales_that_f16_holds_badly_do_not_wrap_codes_around(layout: Layout) -> None:
+    """The smallest f16 is 2**-24; a scale of 1.4 times that is stored too small, and the codes must stop at the end."""
+    largest = {8: 127, 4: 15 if layout.asymmetric else 8}[layout.bits] * 1.4 * 2.0**-24
+    values = np.linspace(-1, 1, 256, dtype=np.float32).reshape(1, 256) * np.float32(largest)
+    weights = unpacked(layout, quantize(values, layout))
+    assert np.abs(weights - values).max() < 0.5 * np.abs(values).max()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("value", [1e30, -1e30, 3e38])
+def test_weights_beyond_f16_show_as_infinite_scales(layout: Layout, value: float) -> None:
+    values = np.random.default_rng(8).standard_normal((2, 128)).astype(np.float32)
+    assert quantize(values, layout).is_finite()
+    values[1, 3:5] = value, -value
+    assert not quantize(values, layout).is_finite()
 
 
 def test_to_float32() -> None:

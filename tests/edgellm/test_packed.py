@@ -298,6 +298,28 @@ def test_changed_layout_is_refused(packed: Path, layout: object) -> None:
     refuse(packed, with_header(data, header), r"layers\.0\.attention\.q")
 
 
+def test_group_that_does_not_divide_the_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is consistent in itself, but whose last inputs have no scales: a kernel would read past the end."""
+
+    def layout(name: str) -> Layout:
+        return LAYOUTS["int4-g64" if name == "layers.0.ffn.down" else "int8-g32"]  # ffn.down has 96 columns
+
+    monkeypatch.setattr("tests.edgellm.test_packed.layout_of", layout)
+    write_tiny(tmp_path / "bad.edgellm")
+    with pytest.raises(PackedFileError, match=r"layers\.0\.ffn\.down has 96 columns"):
+        open_packed(tmp_path / "bad.edgellm")
+
+
+def test_tokenizer_that_is_not_padded(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.edgellm"
+    write_tiny(path, rope_factors=False)  # so that the tokenizer is last and the file consistent in itself
+    data = path.read_bytes()
+    header = header_of(data)
+    header["tokenizer"]["shape"][0] -= 1
+    header["tokenizer"]["data_offsets"][1] -= 1
+    refuse(path, with_header(data, header)[:-1], "tokenizer's length 63")
+
+
 def test_header_that_is_not_json(packed: Path) -> None:
     data = packed.read_bytes()
     refuse(packed, with_header(data, b'{"norm": {}, "norm": {}}'), "twice")

@@ -1,0 +1,88 @@
+"""What `edgellm bench` measures: speed, memory, and the bytes that a token costs."""
+
+import random
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from edgellm import Model, SamplingParams
+from edgellm.config import ModelConfig
+from edgellm.packed_header import PackedHeader
+
+NEVER = -1e9  # added to the logits of stop tokens, so that every answer has the length asked for
+KV_ITEM_BYTES = 2  # f16
+WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one answer, or the medians of several."""
+
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    first_token_ms: float
+
+
+def measure_speed(
+    model: Model, num_prompt_tokens: int, num_tokens: int, repeats: int, progress: Callable[[int, int], None]
+) -> list[Speed]:
+    """Answer random prompts, each another one so that no cache of prefixes helps; the first is not counted."""
+    draw = random.Random(0)
+    _answer(model, draw, min(WARM_UP_TOKENS, num_prompt_tokens), 2)  # reads the mapped file into memory
+    speeds = []
+    for done in range(repeats):
+        progress(done, repeats)
+        speeds.append(_answer(model, draw, num_prompt_tokens, num_tokens))
+    return speeds
+
+
+def _answer(model: Model, draw: random.Random, num_prompt_tokens: int, num_tokens: int) -> Speed:
+    prompt = [draw.randrange(model.config.vocabulary) for _ in range(num_prompt_tokens)]
+    bias = dict.fromkeys(model.tokenizer.stop_ids, NEVER)
+    with model.generate(prompt, SamplingParams(max_tokens=num_tokens, logit_bias=bias)) as stream:
+        for _ in stream:
+            pass
+    timings = stream.timings
+    assert len(stream.ids) == num_tokens, len(stream.ids)
+    assert timings.prefill_tokens_per_second and timings.decode_tokens_per_second and timings.first_token_ms
+    return Speed(timings.prefill_tokens_per_second, timings.decode_tokens_per_second, timings.first_token_ms)
+
+
+def median_speed(speeds: list[Speed]) -> Speed:
+    return Speed(
+        statistics.median(speed.prefill_tokens_per_second for speed in speeds),
+        statistics.median(speed.decode_tokens_per_second for speed in speeds),
+        statistics.median(speed.first_token_ms for speed in speeds),
+    )
+
+
+def bytes_per_token(header: PackedHeader, position: int) -> int:
+    """Bytes that decoding the token at a position reads: all weights, once, and the keys and values before it.
+
+    Of the embedding it needs a row, which is not counted; where the embedding is the head too, it needs all of it.
+    """
+    parts = ("tokenizer", "rope_factors") if header.config.tied_head else ("tokenizer", "rope_factors", "embedding")
+    weights = sum(tensor.nbytes for name, tensor in header.table.items() if name.split(".")[0] not in parts)
+    return weights + position * kv_bytes(header.config)
+
+
+def kv_bytes(config: ModelConfig) -> int:
+    """Bytes of keys and values that a token keeps in all layers."""
+    return 2 * config.layers * config.kv_heads * config.head_size * KV_ITEM_BYTES
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process ever had resident, mapped files included."""
+    if sys.platform == "linux":  # getrusage there counts what the parent had before exec
+        with Path("/proc/self/status").open() as file:
+            line = next(line for line in file if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

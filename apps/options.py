@@ -1,0 +1,90 @@
+"""Options that several commands share. argparse only reads them; what makes no sense is refused where it is used."""
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ActionsContainer
+
+from edgellm import SamplingParams
+from edgellm.errors import OptionError
+from edgellm.kernels.layouts import LAYOUTS
+
+MODEL_HELP = "name of a model (see `edgellm models`), a packed file, or a GGUF file"
+
+
+def add_engine_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and answer together")
+    add_threads(parser)
+
+
+def add_threads(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads that compute (default: the free physical cores)"
+    )
+
+
+def add_json(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
+
+
+def add_layout(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--layout", metavar="LAYOUT", help=f"{', '.join(LAYOUTS)} (default: codes are kept bit for bit where possible)"
+    )
+
+
+def add_sampling_options(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("generation")
+    group.add_argument("-n", "--max-tokens", type=int, metavar="N", help="most tokens of an answer")
+    _add_number(group, "--temperature", "0 always takes the most likely token", 0.0)
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="choose among the K likeliest (default: all)")
+    _add_number(group, "--top-p", "choose among the likeliest that reach this probability together", 1.0)
+    _add_number(group, "--min-p", "choose among those at least so likely as this part of the likeliest", 0.0)
+    _add_number(group, "--repetition-penalty", "above 1 avoids tokens of prompt and answer", 1.0)
+    _add_number(group, "--presence-penalty", "above 0 avoids tokens of the answer", 0.0)
+    _add_number(group, "--frequency-penalty", "above 0 avoids them by how often they came", 0.0)
+    group.add_argument("--seed", type=int, metavar="S", help="makes chance repeatable")
+    group.add_argument(
+        "--logit-bias",
+        type=_bias,
+        action="append",
+        default=[],
+        metavar="ID=BIAS",
+        help="make a token likelier; repeatable",
+    )
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; repeatable"
+    )
+
+
+def sampling_params(args: Namespace) -> SamplingParams:
+    """Errors: OptionError."""
+    return SamplingParams(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        seed=args.seed,
+        logit_bias=dict(args.logit_bias),
+        stop=tuple(args.stop),
+    )
+
+
+def at_least(lowest: int, option: str, value: int) -> int:
+    """The value, or OptionError."""
+    if value < lowest:
+        raise OptionError(f"{option} {value} is too small: at least {lowest}")
+    return value
+
+
+def _add_number(group: _ActionsContainer, option: str, meaning: str, default: float) -> None:
+    group.add_argument(option, type=float, default=default, metavar="X", help=f"{meaning} (default: {default:g})")
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not of the form ID=BIAS, e.g. 42=-1.5") from None

@@ -1,0 +1,63 @@
+"""The front door: from a name or a file to a model."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from edgellm.converters.on_the_fly import pack_on_the_fly
+from edgellm.engine.model import Model
+from edgellm.errors import ModelNotFoundError, OptionError
+from edgellm.kernels import jit
+from edgellm.packed import open_packed
+from edgellm.store import Store, cache_folder
+from edgellm.threads import available_processors
+
+DEFAULT_CONTEXT = 8192  # tokens, where the model was trained for more
+MAX_THREADS = 256
+GGUF_MAGIC = b"GGUF"
+Progress = Callable[[int, int, str], None]
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    isa: str | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Open a model of the store by name, a packed file, or a GGUF, which is packed into the cache first.
+
+    `context` is the most tokens a text may have (None: what the model was trained for, up to 8192), `threads` how many
+    work (None: the physical cores really available), `isa` restricts the kernels to a lesser instruction set. `progress`
+    hears (done, total, what) while kernels are compiled, once a machine, and while a GGUF is packed.
+
+    Errors: ModelNotFoundError, OptionError, FileFormatError, UnsupportedModelError, KernelError.
+    """
+    processors = available_processors().count
+    threads = processors if threads is None else _whole("threads", threads, MAX_THREADS)
+    path = find_model(model, progress)
+    library = jit.load(cache_folder() / "kernels", isa=isa, progress=progress)
+    packed = open_packed(path)
+    trained = packed.config.context
+    context = min(trained, DEFAULT_CONTEXT) if context is None else _whole("context", context, trained)
+    return Model(packed, library, context=context, threads=threads, processors=processors)
+
+
+def find_model(model: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+    """The packed file of a model given as `load` takes it. Errors: as load."""
+    store = Store()
+    if isinstance(model, str) and model in store.names():
+        return store.path(model)
+    path = Path(model)
+    if not path.is_file():
+        raise ModelNotFoundError(store.not_found(os.fspath(model)))
+    with path.open("rb") as file:
+        is_gguf = file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    return pack_on_the_fly(path, cache_folder(), progress=progress) if is_gguf else path
+
+
+def _whole(name: str, value: int, highest: int) -> int:
+    if type(value) is not int or not 1 <= value <= highest:
+        raise OptionError(f"{name} {value!r} is not a whole number in 1..{highest}")
+    return value

@@ -1,0 +1,105 @@
+"""Every operation of ops.py in plain NumPy: the oracle that kernels are tested against.
+
+Same names, natural layouts, float64 sums where the order of additions is the kernels' own business. Rounding that is
+part of an operation's meaning (INT8 activations, f16 keys and values) is done here as the kernels do it.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.kernels.layouts import BLOCK
+
+Floats = NDArray[np.floating]
+
+
+def quantize(x: Floats) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Rows float [R][C] -> codes int32 [R][C] and scales float32 [R][C/32].
+
+    Codes are in -127..127, but one in a block, more than twice the others, may be up to 127 * 128 (cpu/quantize.py).
+    """
+    blocks = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, BLOCK)
+    second, largest = (np.sort(np.abs(blocks), axis=-1)[..., at : at + 1 or None] for at in (-2, -1))
+    fine = np.maximum(second / np.float32(127), largest / np.float32(127 * 128))
+    scales = np.where(largest > 2 * second, fine, largest / np.float32(127))
+    codes = np.rint(np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0)).astype(np.int32)
+    return codes.reshape(x.shape), scales[..., 0]
+
+
+def dequantize(codes: NDArray[np.int32], scales: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What quantized rows stand for, float64 [R][C]."""
+    return codes * np.repeat(scales.astype(np.float64), BLOCK, axis=-1)
+
+
+def embed(embedding: Floats, tokens: NDArray[np.integer]) -> NDArray[np.float32]:
+    """embedding [V][D], tokens [R] -> residual float32 [R][D]."""
+    return embedding[tokens].astype(np.float32)
+
+
+def norm(x: Floats, weight: Floats, epsilon: float) -> NDArray[np.float64]:
+    """RMSNorm (Zhang and Sennrich, arXiv 1910.07467): [R][D] -> [R][D]."""
+    x = np.asarray(x, np.float64)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * weight
+
+
+def matmul(x: Floats, weight: Floats) -> NDArray[np.float64]:
+    """Rows [R][C], quantized, times weight [N][C] -> [R][N]."""
+    return dequantize(*quantize(x)) @ np.asarray(weight, np.float64).T
+
+
+def rope(x: Floats, positions: NDArray[np.integer], frequencies: Floats) -> NDArray[np.float64]:
+    """Rotate entries 2i, 2i+1 of heads [R][H][E] by position * frequencies[i]."""
+    angles = positions[:, None, None] * np.asarray(frequencies, np.float64)
+    size = 2 * angles.shape[-1]
+    result = np.array(x, np.float64)
+    even, odd = np.array(result[..., 0:size:2]), np.array(result[..., 1:size:2])
+    result[..., 0:size:2] = even * np.cos(angles) - odd * np.sin(angles)
+    result[..., 1:size:2] = even * np.sin(angles) + odd * np.cos(angles)
+    return result
+
+
+def attend(q: Floats, keys: Floats, values: Floats, first_position: int) -> NDArray[np.float64]:
+    """Causal attention with grouped heads.
+
+    q [R][H][E], at positions first_position.., already scaled; keys and values [S][K][E] of positions 0..S-1 -> [R][H][E]
+    """
+    rows, heads, _ = q.shape
+    keys, values = (np.repeat(np.asarray(a, np.float64), heads // a.shape[1], axis=1) for a in (keys, values))
+    scores = np.einsum("rhe,she->rhs", np.asarray(q, np.float64), keys)
+    visible = np.arange(len(keys)) <= first_position + np.arange(rows)[:, None]
+    scores = np.where(visible[:, None, :], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("rhs,she->rhe", weights / weights.sum(-1, keepdims=True), values)
+
+
+def silu(x: Floats) -> NDArray[np.float64]:
+    x = np.asarray(x, np.float64)
+    return x / (1 + np.exp(-x))
+
+
+def sample(
+    logits: Floats, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> NDArray[np.float64]:
+    """The distribution [V] that a token is drawn from, given logits [V]."""
+    if temperature == 0:
+        return (np.arange(len(logits)) == np.argmax(logits)).astype(np.float64)
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    order = np.argsort(-weights, kind="stable")
+    kept = order[: top_k or None]
+    reached = np.cumsum(weights[kept]) / weights[kept].sum()
+    kept = kept[: int(np.searchsorted(reached, top_p)) + 1]
+    kept = kept[weights[kept] >= min_p * weights[kept[0]]]
+    result = np.zeros(len(logits))
+    result[kept] = weights[kept] / weights[kept].sum()
+    return result
+
+
+def penalize(
+    logits: Floats, prompt: list[int], answer: list[int], *, repetition: float, presence: float, frequency: float
+) -> NDArray[np.float64]:
+    """Logits [V] after penalties on tokens of the prompt and the answer so far."""
+    result = np.array(logits, np.float64)
+    for token in {*prompt, *answer}:
+        result[token] = result[token] / repetition if result[token] > 0 else result[token] * repetition
+    for token in set(answer):
+        result[token] -= presence + frequency * answer.count(token)
+    return result

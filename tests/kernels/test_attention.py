@@ -1,0 +1,99 @@
+"""Attention against its NumPy twin, and against itself: split or whole, in any company, the bits are the same."""
+
+import numpy as np
+import pytest
+
+from edgellm.kernels import ops, reference
+from edgellm.kernels.jit import Library
+from edgellm.memory.buffers import address, aligned_zeros
+from edgellm.model.program import Activation
+from tests.kernels.rig import Rig, read_activation
+from tests.kernels.test_kernels import assert_quantized, heights_of
+
+HEAD_SIZE, LONGEST = 64, 640
+
+
+class Attention:
+    """A KV cache filled with random keys and values, whose blocks lie in a random order."""
+
+    def __init__(self, library: Library, heads: int, kv_heads: int) -> None:
+        rng = np.random.default_rng(heads)
+        self.library, self.heads, self.kv_heads = library, heads, kv_heads
+        self.keys, self.values = (
+            rng.standard_normal((LONGEST, kv_heads, HEAD_SIZE)).astype(np.float16) for _ in range(2)
+        )
+        self.queries = (rng.standard_normal((LONGEST, heads, HEAD_SIZE)) * 0.3).astype(np.float32)
+        blocks = LONGEST // ops.KV_BLOCK
+        self.table = rng.permutation(blocks).astype(np.int32)[None]
+        self.arena = aligned_zeros((blocks, kv_heads, 2, ops.KV_BLOCK * HEAD_SIZE), np.float16)
+        for number, block in enumerate(self.table[0]):
+            here = slice(number * ops.KV_BLOCK, (number + 1) * ops.KV_BLOCK)
+            for head in range(kv_heads):
+                self.arena[block, head, 0] = self.keys[here, head].T.ravel()
+                self.arena[block, head, 1] = self.values[here, head].ravel()
+
+    def run(self, first: int, rows: int, *, split: bool, threads: int = 1) -> np.ndarray:
+        """Rows at positions first.. -> what the output projection would read, float32 [rows][H*E]."""
+        rig = Rig(self.library, np.arange(first, first + rows, dtype=np.int32), threads)
+        width, chunks = self.heads * HEAD_SIZE, -(-LONGEST // ops.CHUNK)
+        out = Activation(rows, width)
+        span = max(1, ops.SPAN_QUERIES // (self.heads // self.kv_heads))
+        spans = np.array([(at, min(span, rows - at)) for at in range(0, rows, span)], np.int32)
+        partials = aligned_zeros(rows * self.heads * chunks * (16 + HEAD_SIZE), np.float32)
+        queries = np.ascontiguousarray(self.queries[first : first + rows])
+        rig.words |= {
+            "tables": address(self.table), "table_stride": self.table.shape[1], "kv": address(self.arena),
+            "spans": address(spans), "span_count": len(spans), "split": int(split),
+        }  # fmt: skip
+        head_stride = 2 * ops.KV_BLOCK * HEAD_SIZE * 2
+        words = {
+            "q": address(queries), "out_codes": address(out.codes), "out_meta": address(out.meta), "heads": self.heads,
+            "kv_heads": self.kv_heads, "head_size": HEAD_SIZE, "kv_offset": 0, "head_stride": head_stride,
+            "block_stride": head_stride * self.kv_heads, "partials": address(partials), "chunks": chunks,
+            "scratch": address(rig.scratch), "scratch_stride": 1 << 20,
+        }  # fmt: skip
+        rig.run("attend", ops.ATTEND.pack(**rig.head("attend"), **words))
+        rig.run("combine", ops.ATTEND.pack(**rig.head("combine"), **words))
+        return read_activation(out, rows, width, heights_of(rows, self.library))
+
+    def exact(self, first: int, rows: int) -> np.ndarray:
+        seen = first + rows
+        q = self.queries[first:seen]
+        return reference.attend(q, self.keys[:seen], self.values[:seen], first).reshape(rows, -1)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2), (9, 3), (8, 1), (7, 1)])
+@pytest.mark.parametrize(("first", "rows"), [(0, 1), (0, 40), (31, 3), (250, 30), (600, 1), (500, 17)])
+def test_attention_equals_softmax_over_all_positions(
+    library: Library, heads: int, kv_heads: int, first: int, rows: int
+) -> None:
+    attention = Attention(library, heads, kv_heads)
+    assert_quantized(attention.run(first, rows, split=rows <= ops.SPLIT_ROWS), attention.exact(first, rows))
+
+
+def test_split_over_threads_or_whole_the_bits_are_the_same(library: Library) -> None:
+    attention = Attention(library, 9, 3)
+    for first, rows in ((0, 1), (250, 12), (600, 5)):
+        whole = attention.run(first, rows, split=False)
+        for threads in (1, 2, 3, 8):
+            assert np.array_equal(attention.run(first, rows, split=True, threads=threads), whole)
+            assert np.array_equal(attention.run(first, rows, split=False, threads=threads), whole)
+
+
+def test_a_row_alone_has_the_bits_it_has_among_others(library: Library) -> None:
+    attention = Attention(library, 4, 2)
+    together = attention.run(240, 40, split=False)
+    for row in (0, 7, 15, 16, 17, 39):
+        assert np.array_equal(attention.run(240 + row, 1, split=True)[0], together[row]), row
+
+
+def test_positions_behind_a_row_are_not_seen(library: Library) -> None:
+    attention = Attention(library, 4, 2)
+    before = attention.run(300, 1, split=True)
+    block = attention.table[0, 301 // ops.KV_BLOCK]
+    slots = slice(301 % ops.KV_BLOCK, None)
+    attention.arena[block, :, 0].reshape(-1, HEAD_SIZE, ops.KV_BLOCK)[:, :, slots] = 60000
+    attention.arena[block, :, 1].reshape(-1, ops.KV_BLOCK, HEAD_SIZE)[:, slots] = 60000
+    assert np.array_equal(attention.run(300, 1, split=True), before)
+    attention.arena[block, :, 1].reshape(-1, ops.KV_BLOCK, HEAD_SIZE)[:, 300 % ops.KV_BLOCK] = 60000
+    assert not np.array_equal(attention.run(300, 1, split=True), before)
