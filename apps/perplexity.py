@@ -5,7 +5,7 @@
     window 1            [..before..|---scored--]           context 1024, stride 512
     window 2                       [..before..|---scored--]
 
-Each token but the first is scored once, with at least `stride` tokens before it where the text has them.
+Each token but the first is scored once, with at least context - stride tokens before it where the text has them.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Plain reading and writing: text, JSON, notes for a person who is watching. Nothing here is slow to import."""
 
 import json
-import os
+import shutil
 import signal
 import sys
 import unicodedata
@@ -85,7 +85,7 @@ class StatusLine:
 
     def show(self, text: str) -> None:
         if sys.stderr.isatty():
-            text = one_line(text)[: os.get_terminal_size(sys.stderr.fileno()).columns - 1]
+            text = one_line(text)[: shutil.get_terminal_size().columns - 1]
             sys.stderr.write(f"\r{text.ljust(self._shown)}")
             sys.stderr.flush()
             self._shown = len(text)

@@ -15,7 +15,7 @@ from edgellm.converters.gguf_reader import GGUFFile, GGUFTensor, open_gguf
 from edgellm.converters.names import ROPE_FACTORS, match_tensors, read_config
 from edgellm.converters.quantize import EXACT, fitting, quantize, to_float32, transcode
 from edgellm.errors import GGUFError, OptionError, UnsupportedModelError
-from edgellm.kernels.layouts import LAYOUTS, PAIR, Layout, dequantize, pack_codes, pack_scales
+from edgellm.kernels.layouts import LAYOUTS, PANEL, Layout, dequantize, pack_codes, pack_scales
 from edgellm.packed_format import expected_weights
 from edgellm.packed_writer import PackedWriter
 from edgellm.tokenizer.vocabulary import Vocabulary
@@ -160,7 +160,7 @@ def _write_weight(
 ) -> TensorReport:
     rows, columns = tensor.shape
     data = tensor.data.reshape(rows, -1)
-    step = max(PAIR, CHUNK_WEIGHTS // columns // PAIR * PAIR)
+    step = max(PANEL, CHUNK_WEIGHTS // columns // PANEL * PANEL)
     squared_error = squared_norm = 0.0
     for first in range(0, rows, step):
         chunk = data[first : first + step]

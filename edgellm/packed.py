@@ -28,7 +28,7 @@ class Weight:
     rows: int  # N
     columns: int  # C
     codes: NDArray[np.uint8]  # [panels][blocks][bytes], Layout.codes_shape
-    scales: NDArray[np.float16]  # [panels][C/G][16]
+    scales: NDArray[np.float16]  # [panels][C/G][32]
     mins: NDArray[np.float16] | None  # likewise
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.config import ModelConfig
-from edgellm.kernels.layouts import PAIR, PANEL, Layout
+from edgellm.kernels.layouts import PANEL, Layout
 from edgellm.packed_format import ALIGNMENT, FORMAT, VERSION, expected_weights, tensor_table
 
 REPORT_BYTES = 16384  # header space kept for the report, which is known last,
@@ -80,7 +80,7 @@ class PackedWriter:
         mins: NDArray[np.float16] | None,
     ) -> None:
         """Rows of a weight, packed as Layout.codes_shape and .scales_shape say; first_row is a multiple of 32."""
-        assert first_row % PAIR == 0, first_row
+        assert first_row % PANEL == 0, first_row
         for part, array in (("codes", codes), ("scales", scales), ("mins", mins)):
             if array is not None:
                 tensor = self._table[f"{name}.{part}"]

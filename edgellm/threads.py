@@ -99,7 +99,7 @@ def _quotas_v1(mount: Path, path: str) -> Iterator[float]:
 
 
 def _groups(mount: Path, path: str) -> Iterator[Path]:
-    """The group at `path` and those around it. In a container the path may be the host's: then only the mount exists."""
+    """The group at `path` and those around it. In a container the path may be the host's: then only the mount is."""
     group = mount / path.lstrip("/")
     yield group
     while group != mount:

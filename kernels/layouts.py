@@ -1,22 +1,22 @@
 """How weights lie in memory: the one definition that converters write and kernels read.
 
-A weight matrix has N output rows and C input columns. Rows come in PANELS of 16, rows padded to whole PAIRS of panels
-(32 rows, so that every tensor is a multiple of 64 bytes); columns come in BLOCKS of 32. Four consecutive inputs of a
-row stay together, because that is what a dot-product instruction (VNNI, NEON dotprod) takes; so the same bytes serve
-16-lane, 8-lane and 4-lane registers.
+A weight matrix has N output rows and C input columns. Rows come in PANELS of 32 (the last one padded), columns in BLOCKS
+of 32, and a panel is read from its first byte to its last, so that decoding is one long stream. Four consecutive
+inputs of a row stay together, because that is what a dot-product instruction (VNNI, NEON dotprod) takes; the 16
+rows of half a panel fill the lanes of one 64-byte register, or of several narrower ones.
 
-INT4, one block of one panel, 256 bytes [4 j][16 row][4 i]:
+INT4, one block of a panel, 512 bytes [2 half][4 j][16 row][4 i]:
 
-    byte j*64 + row*4 + i    low nibble   input     j*4 + i      of the block
-                             high nibble  input 16 + j*4 + i
+    byte half*256 + j*64 + row*4 + i    low nibble   input     j*4 + i  of the block, row half*16 + row of the panel
+                                        high nibble  input 16 + j*4 + i
 
     so that one 64-byte load gives, by `& 15` and `>> 4`, two vectors of 16 rows x 4 inputs.
 
-INT8, one block of one panel, 512 bytes [8 j][16 row][4 i]:
+INT8, one block of a panel, 1024 bytes [2 half][8 j][16 row][4 i]:
 
-    byte j*64 + row*4 + i    code + 128 (unsigned), input j*4 + i of the block
+    byte half*512 + j*64 + row*4 + i    code + 128 (unsigned), input j*4 + i of the block
 
-Scales and minimums are f16, one per row and group of G inputs (G = 32, 64 or 128): [panel][C/G][16 row].
+Scales and minimums are f16, one per row and group of G inputs (G = 32, 64 or 128): [panel][C/G][32 row].
 
     layout          weight =             bits per weight at G = 32, 64, 128     holds exactly
     int4            scale * (code - 8)   4.5    4.25   4.125                    GGUF Q4_0
@@ -31,8 +31,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-PANEL = 16  # rows
-PAIR = 2 * PANEL  # rows are padded to a multiple of this
+PANEL = 32  # rows
+LANES = 16  # rows of half a panel
 BLOCK = 32  # inputs
 GROUPS = (32, 64, 128)
 
@@ -67,7 +67,7 @@ class Layout:
         return (padded_rows(rows) // PANEL, columns // BLOCK, PANEL * BLOCK * self.bits // 8)
 
     def scales_shape(self, rows: int, columns: int) -> tuple[int, int, int]:
-        """Scales, and minimums where the layout has them, float16 [panels][C/G][16]."""
+        """Scales, and minimums where the layout has them, float16 [panels][C/G][32]."""
         return (padded_rows(rows) // PANEL, columns // self.group, PANEL)
 
 
@@ -78,7 +78,7 @@ LAYOUTS = {
 
 
 def padded_rows(rows: int) -> int:
-    return -(-rows // PAIR) * PAIR
+    return -(-rows // PANEL) * PANEL
 
 
 def pack_codes(layout: Layout, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -88,10 +88,10 @@ def pack_codes(layout: Layout, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     padded[:rows] = codes
     shape = layout.codes_shape(rows, columns)
     if layout.bits == 8:
-        split = padded.reshape(shape[0], PANEL, shape[1], 8, 4)  # [panel][row][block][j][i]
-        return np.ascontiguousarray(split.transpose(0, 2, 3, 1, 4)).reshape(shape)
-    halves = padded.reshape(shape[0], PANEL, shape[1], 2, 4, 4)  # [panel][row][block][half][j][i]
-    low, high = (halves[:, :, :, half].transpose(0, 2, 3, 1, 4) for half in (0, 1))
+        split = padded.reshape(shape[0], 2, LANES, shape[1], 8, 4)  # [panel][half][row][block][j][i]
+        return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2, 5)).reshape(shape)
+    nibbles = padded.reshape(shape[0], 2, LANES, shape[1], 2, 4, 4)  # [panel][half][row][block][nibble][j][i]
+    low, high = (nibbles[:, :, :, :, which].transpose(0, 3, 1, 4, 2, 5) for which in (0, 1))
     return np.ascontiguousarray(low | (high << 4)).reshape(shape)
 
 
@@ -99,15 +99,15 @@ def unpack_codes(layout: Layout, packed: NDArray[np.uint8], rows: int) -> NDArra
     """The inverse of `pack_codes`: uint8 [N, C]."""
     panels, blocks, _ = packed.shape
     if layout.bits == 8:
-        split = packed.reshape(panels, blocks, 8, PANEL, 4).transpose(0, 3, 1, 2, 4)
+        split = packed.reshape(panels, blocks, 2, 8, LANES, 4).transpose(0, 2, 4, 1, 3, 5)
     else:
-        pairs = packed.reshape(panels, blocks, 4, PANEL, 4).transpose(0, 3, 1, 2, 4)
-        split = np.stack((pairs & 15, pairs >> 4), axis=3)
+        pairs = packed.reshape(panels, blocks, 2, 4, LANES, 4).transpose(0, 2, 4, 1, 3, 5)
+        split = np.stack((pairs & 15, pairs >> 4), axis=4)
     return np.ascontiguousarray(split).reshape(panels * PANEL, blocks * BLOCK)[:rows]
 
 
 def pack_scales(scales: NDArray[np.float16]) -> NDArray[np.float16]:
-    """Scales or minimums float16 [N, C/G] -> [panels][C/G][16]; padded rows hold 0."""
+    """Scales or minimums float16 [N, C/G] -> [panels][C/G][32]; padded rows hold 0."""
     rows, groups = scales.shape
     padded = np.zeros((padded_rows(rows), groups), np.float16)
     padded[:rows] = scales

@@ -18,10 +18,10 @@ An activation holds rows in tiles of T rows, the heights that `tile_height` give
 r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 24 in the meta bytes:
 
     codes    int8 [C/32][T][32]
-    meta     [C/32][6][T]    float32 scale; float32 scale * sum; int32 -8 * sum; int32 -128 * sum;
+    meta     [C/32][6][T]    float32 scale; float32 sum of the block's values; int32 -8 and -128 times the sum of its codes;
                              4 bytes that hold an outlier's high part in the lane of its code; int32 index of the outlier
 
-A value is scale * code, and an outlier's is scale * (code + 128 * high part); `sum` is that of the block before scaling.
+A value is scale * code, and an outlier's is scale * (code + 128 * high part); 4 bytes of zero: there is none.
 """
 
 import numpy as np
@@ -66,9 +66,12 @@ EMBED = Record(*HEAD, "out", "layout", "codes", "scales", "mins", "group", "widt
 NORM = Record(*HEAD, "x", "weight", "out_codes", "out_meta", "width", "epsilon", "selected")
 
 # For each part: epilogue(activation @ weights.T). Parts share the activation and the team's work.
-MATMUL = Record(*HEAD, "parts", "part_count", "codes", "meta", "columns", "selected", "scratch", "scratch_stride")
+MATMUL = Record(
+    *HEAD, "parts", "part_count", "codes", "meta", "columns", "selected", "scratch", "scratch_stride",
+    "outliers", "outliers_stride",
+)  # fmt: skip
 PART = Record(
-    "layout", "codes", "scales", "mins", "group", "pairs", "epilogue", "out", "out_meta", "stride",
+    "layout", "codes", "scales", "mins", "group", "panels", "epilogue", "out", "out_meta", "stride",
     "up_layout", "up_codes", "up_scales", "up_mins", "up_group",
     "rope", "head_size", "scale", "kv_offset", "head_stride", "block_stride",
 )  # fmt: skip

@@ -8,9 +8,9 @@ from edgellm.errors import KernelError
 
 
 class Tile(NamedTuple):
-    """The register tile of a matrix product: 16-row panels of weights times tokens."""
+    """The register tile of a matrix product: half panels of 16 rows times tokens."""
 
-    panels: int  # 1 or 2
+    halves: int  # 1 or 2
     tokens: int
 
 

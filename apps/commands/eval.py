@@ -30,6 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> int:
     at_least(2, "--tokens", args.tokens)
+    at_least(2, "--context", args.context)
     if not 1 <= args.stride < args.context:
         raise OptionError(f"--stride {args.stride} is not in 1..{args.context - 1}, below --context {args.context}")
     text = _read(args.text)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgellm.config import ModelConfig
 from edgellm.kernels import ops
-from edgellm.kernels.layouts import BLOCK, Layout, padded_rows
+from edgellm.kernels.layouts import BLOCK, PANEL, Layout, padded_rows
 from edgellm.memory.buffers import address, aligned_zeros
 from edgellm.memory.kv import KVCache
 from edgellm.model.rope import RopeTable
@@ -51,6 +51,8 @@ class Buffers:
         queries = max(ops.SPAN_QUERIES, config.heads // config.kv_heads)
         attention = queries * (config.head_size + ops.CHUNK + 2 * result)
         self.scratch_stride = 4 * max(attention, 2 * MAX_TILE_ROWS * BLOCK)
+        blocks = max(config.width, attention_width, config.ffn_width) // BLOCK
+        self.outliers = aligned_zeros((threads, rows * (blocks + 1)), np.int32)
         self.scratch = aligned_zeros(threads * self.scratch_stride, np.uint8)
 
 
@@ -138,6 +140,8 @@ class ProgramWriter:
             selected=selected,
             scratch=address(self._buffers.scratch),
             scratch_stride=self._buffers.scratch_stride,
+            outliers=address(self._buffers.outliers),
+            outliers_stride=self._buffers.outliers.shape[1] * 4,
         )
 
     def _query_key_value(self, layer: int) -> list[NDArray[np.int64]]:
@@ -176,7 +180,7 @@ class ProgramWriter:
         layout, codes, scales, mins, group = weight_words(weight)
         words = dict.fromkeys(ops.PART.names, 0) | more
         words |= {"layout": layout, "codes": codes, "scales": scales, "mins": mins, "group": group}
-        words |= {"pairs": padded_rows(weight.rows) // 32, "epilogue": epilogue, "out": address(out), "stride": stride}
+        words |= {"panels": padded_rows(weight.rows) // PANEL, "epilogue": epilogue, "out": address(out), "stride": stride}
         return ops.PART.pack(**words)
 
     def _attention(self, kernel: str, layer: int) -> NDArray[np.int64]:

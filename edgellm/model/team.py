@@ -1,6 +1,6 @@
 """The thread team: Python threads that walk step programs together, each inside one native call.
 
-Between steps a thread looks for work for a few milliseconds, so that the next token finds it awake, and then sleeps:
+Between steps a thread looks for work for a fraction of a millisecond, so that the next token finds it awake, then sleeps:
 a program that waits at a prompt uses no processor.
 """
 
@@ -13,8 +13,8 @@ from edgellm.kernels.jit import Library
 from edgellm.kernels.ops import OPERATION_WORDS, TEAM, TEAM_WORDS
 from edgellm.memory.buffers import address, aligned_zeros
 
-SPINS = 1000  # looks before giving way; a barrier between 2 free cores costs 0.3 us, after a yield 6 us
-PATIENCE = 20_000  # looks for work before sleeping, some 5 ms
+SPINS = 2000  # looks at a barrier before giving way; it costs 0.3 us between 2 free cores, 6 us after a yield
+PATIENCE = 20_000  # looks for work before sleeping, some 0.3 ms
 
 
 class Team:
@@ -28,6 +28,7 @@ class Team:
         self._record = aligned_zeros(TEAM_WORDS, np.int64)
         self._set(TEAM.threads, threads)
         self._set(TEAM.spins, SPINS if threads <= processors else 0)
+        self._patience = PATIENCE if threads <= processors else 1
         self._wake = threading.Condition()
         self._announced = 0  # programs so far: what the record's epoch becomes inside `lead`
         self._members = [
@@ -61,7 +62,7 @@ class Team:
     def _work(self, index: int) -> None:
         seen = aligned_zeros(1, np.int64)
         while not self._get(TEAM.stop):
-            self._follow(address(self._record), index, address(seen), PATIENCE)
+            self._follow(address(self._record), index, address(seen), self._patience)
             with self._wake:
                 while self._announced == seen[0] and not self._get(TEAM.stop):
                     self._wake.wait()

@@ -1,6 +1,6 @@
 """Matrix products with what follows them, for one row or many.
 
-The unit of work is a pair of panels: 32 rows of weights, read from memory once and applied to every tile of rows.
+The unit of work is a panel: 32 rows of weights, read from memory once and applied to every tile of rows.
 Its outputs go through a scratch of the thread's own to an epilogue.
 """
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from edgellm.kernels.cpu.math import silu
 from edgellm.kernels.cpu.quantize import quantize_block
-from edgellm.kernels.cpu.rows import META, SEQUENCES, first_of, kv_address, rows_of, tile_height, tile_start
-from edgellm.kernels.cpu.tiles import make_product
+from edgellm.kernels.cpu.rows import META, SEQUENCES, first_of, kv_address, rows_of, tile_height
+from edgellm.kernels.cpu.tiles import list_outliers, make_add_outliers, make_product
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import ADD, INT4, INT4_ASYM, INT8, KEY, KV_BLOCK, MATMUL, PART, QUERY, STEP, STORE, SWIGLU, VALUE
 from edgellm.kernels.simd.arithmetic import fma, splat_f32, swap_pairs
@@ -22,16 +22,21 @@ from edgellm.kernels.simd.memory import (
     scatter_f16x16,
     store_f16x16,
     store_f32x16,
+    store_i32,
 )
 
-product_int4, product_int4_asym, product_int8 = make_product(INT4), make_product(INT4_ASYM), make_product(INT8)
+product_int4, product_int4_asym, product_int8 = (make_product(layout) for layout in (INT4, INT4_ASYM, INT8))
+add_outliers_int4, add_outliers_int4_asym, add_outliers_int8 = (
+    make_add_outliers(layout) for layout in (INT4, INT4_ASYM, INT8)
+)
 
 PART_BYTES = 8 * len(PART.names)
 SCRATCH_BYTES = 2 * 8 * BLOCK * 4  # two tiles of up to 8 rows
 POSITIONS = STEP.positions
 PARTS, PART_COUNT, CODES, META_AT = MATMUL.parts, MATMUL.part_count, MATMUL.codes, MATMUL.meta
+OUTLIERS, OUTLIERS_STRIDE = MATMUL.outliers, MATMUL.outliers_stride
 COLUMNS, SELECTED, SCRATCH, SCRATCH_STRIDE = MATMUL.columns, MATMUL.selected, MATMUL.scratch, MATMUL.scratch_stride
-PAIRS, EPILOGUE, OUT, OUT_META, STRIDE = PART.pairs, PART.epilogue, PART.out, PART.out_meta, PART.stride
+PANELS, EPILOGUE, OUT, OUT_META, STRIDE = PART.panels, PART.epilogue, PART.out, PART.out_meta, PART.stride
 ROPE, HEAD_SIZE, SCALE = PART.rope, PART.head_size, PART.scale
 KV_OFFSET, HEAD_STRIDE, BLOCK_STRIDE = PART.kv_offset, PART.head_stride, PART.block_stride
 WEIGHT, UP_WEIGHT = PART.layout, PART.up_layout  # five words each: layout, codes, scales, mins, group
@@ -44,17 +49,24 @@ def log2_blocks(group: int) -> int:
 
 
 @kernel
-def multiply(weight: int, pair: int, x: int, meta: int, blocks: int, tokens: int, out: int) -> None:
-    """out [tokens][32] = rows 32 * pair.. of the weight, at its five words, times the tile."""
+def multiply(
+    weight: int, panel: int, x: int, meta: int, blocks: int, tokens: int, out: int, outliers: int, count: int
+) -> None:
+    """out [tokens][32] = a panel of the weight, at its five words, times the tile with its `count` outliers."""
     layout, codes, scales = load_i64(weight), load_i64(weight + 8), load_i64(weight + 16)
     mins, shift = load_i64(weight + 24), log2_blocks(load_i64(weight + 32))
-    at = pair * 2 * (blocks >> shift) * 32
+    codes += panel * blocks * (1024 if layout == INT8 else 512)
+    scales += panel * (blocks >> shift) * 64
+    mins += panel * (blocks >> shift) * 64
     if layout == INT8:
-        product_int8(codes + pair * blocks * 1024, scales + at, mins, x, meta, blocks, shift, out, tokens)
+        product_int8(codes, scales, mins, x, meta, blocks, shift, out, tokens)
+        add_outliers_int8(codes, scales, meta, shift, out, tokens, outliers, count)
     elif layout == INT4:
-        product_int4(codes + pair * blocks * 512, scales + at, mins, x, meta, blocks, shift, out, tokens)
+        product_int4(codes, scales, mins, x, meta, blocks, shift, out, tokens)
+        add_outliers_int4(codes, scales, meta, shift, out, tokens, outliers, count)
     else:
-        product_int4_asym(codes + pair * blocks * 512, scales + at, mins + at, x, meta, blocks, shift, out, tokens)
+        product_int4_asym(codes, scales, mins, x, meta, blocks, shift, out, tokens)
+        add_outliers_int4_asym(codes, scales, meta, shift, out, tokens, outliers, count)
 
 
 @kernel
@@ -85,10 +97,10 @@ def into_cache(part: int, step: int, y: int, row: int, first: int, is_key: int) 
 
 
 @kernel
-def finish(part: int, step: int, y: int, up: int, start: int, tokens: int, rows: int, pair: int) -> None:
-    """The epilogue of a tile: y float32 [tokens][32] are outputs 32 * pair.. of rows start.. ."""
+def finish(part: int, step: int, y: int, up: int, start: int, tokens: int, panel: int) -> None:
+    """The epilogue of a tile: y float32 [tokens][32] are outputs 32 * panel.. of rows start.. ."""
     epilogue, out, stride = load_i64(part + EPILOGUE), load_i64(part + OUT), load_i64(part + STRIDE)
-    first = pair * BLOCK
+    first = panel * BLOCK
     for t in range(tokens):
         row, at = start + t, y + t * 128
         to = out + (row * stride + first) * 4
@@ -108,44 +120,60 @@ def finish(part: int, step: int, y: int, up: int, start: int, tokens: int, rows:
             also = up + t * 128
             low = silu(load_f32x16(at)) * load_f32x16(also)
             high = silu(load_f32x16(at + 64)) * load_f32x16(also + 64)
-            codes = out + start * stride + pair * tokens * BLOCK + t * BLOCK
-            meta = load_i64(part + OUT_META) + (start * (stride >> 5) + pair * tokens) * META + t * 4
+            codes = out + start * stride + panel * tokens * BLOCK + t * BLOCK
+            meta = load_i64(part + OUT_META) + (start * (stride >> 5) + panel * tokens) * META + t * 4
             quantize_block(low, high, codes, meta, tokens)
         else:
             into_cache(part, step, at, row, first, epilogue == KEY)
 
 
 @kernel
-def run_part(part: int, op: int, step: int, first: int, last: int, scratch: int) -> None:
-    """Pairs first..last of a part."""
+def run_part(part: int, op: int, step: int, first: int, last: int, scratch: int, outliers: int) -> None:
+    """Panels first..last of a part; outliers as `find_outliers` leaves them."""
     blocks = load_i64(op + COLUMNS) >> 5
     rows = rows_of(step, load_i64(op + SELECTED))
     y, up = scratch, scratch + 8 * BLOCK * 4
-    for pair in range(first, last):
-        start = 0
+    for panel in range(first, last):
+        start, entries = 0, outliers
         while start < rows:
-            tokens = tile_height(rows - start)
+            tokens, count = tile_height(rows - start), load_i32(entries)
             x = load_i64(op + CODES) + start * blocks * BLOCK
             meta = load_i64(op + META_AT) + start * blocks * META
-            multiply(part + WEIGHT, pair, x, meta, blocks, tokens, y)
+            multiply(part + WEIGHT, panel, x, meta, blocks, tokens, y, entries + 4, count)
             if load_i64(part + EPILOGUE) == SWIGLU:
-                multiply(part + UP_WEIGHT, pair, x, meta, blocks, tokens, up)
-            finish(part, step, y, up, start, tokens, rows, pair)
+                multiply(part + UP_WEIGHT, panel, x, meta, blocks, tokens, up, entries + 4, count)
+            finish(part, step, y, up, start, tokens, panel)
             start += tokens
+            entries += 4 + count * 4
+
+
+@kernel
+def find_outliers(op: int, step: int, outliers: int) -> None:
+    """Lists for every tile of rows, one behind the other: int32 count, entries. Each thread makes its own."""
+    blocks = load_i64(op + COLUMNS) >> 5
+    rows, start = rows_of(step, load_i64(op + SELECTED)), 0
+    while start < rows:
+        tokens = tile_height(rows - start)
+        count = list_outliers(load_i64(op + META_AT) + start * blocks * META, blocks, tokens, outliers + 4)
+        store_i32(outliers, count)
+        start += tokens
+        outliers += 4 + count * 4
 
 
 @kernel
 def matmul(op: int, step: int, thread: int, threads: int) -> None:
-    """The pairs of all parts in one line, of which each thread takes its share."""
+    """The panels of all parts in one line, of which each thread takes its share."""
     parts, part_count = load_i64(op + PARTS), load_i64(op + PART_COUNT)
     total = 0
     for i in range(part_count):
-        total += load_i64(parts + i * PART_BYTES + PAIRS)
+        total += load_i64(parts + i * PART_BYTES + PANELS)
     first, last = first_of(total, thread, threads), first_of(total, thread + 1, threads)
     scratch = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
+    outliers = load_i64(op + OUTLIERS) + thread * load_i64(op + OUTLIERS_STRIDE)
+    find_outliers(op, step, outliers)
     before = 0
     for i in range(part_count):
         part = parts + i * PART_BYTES
-        pairs = load_i64(part + PAIRS)
-        run_part(part, op, step, max(first - before, 0), min(last - before, pairs), scratch)
-        before += pairs
+        panels = load_i64(part + PANELS)
+        run_part(part, op, step, max(first - before, 0), min(last - before, panels), scratch, outliers)
+        before += panels

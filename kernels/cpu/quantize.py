@@ -3,7 +3,7 @@
 A single large value would make the scale of its whole block coarse, and normalized rows have such values in a few
 channels. So where the largest is more than twice the second, the scale is made for the second, and the largest gets
 15 bits: code + 128 * high part. In SmolLM2-135M that is one block in five, and brings the next token's
-distribution 4 times closer (KL divergence 0.0012 after 0.0051 from exact activations).
+distribution 4 times closer (KL divergence from exact activations 0.0012, without 0.0051).
 """
 
 from typing import Any
@@ -62,16 +62,17 @@ def quantize_block(low: Any, high: Any, codes: int, meta: int, tokens: int) -> N
     store_i8x16(codes, low_codes)
     store_i8x16(codes + 16, high_codes)
     total = fold_sum_i32(low_codes + high_codes)
-    store_f32(meta, scale)
-    store_f32(meta + tokens * 4, scale * np.float32(total))
-    store_i32(meta + tokens * 8, -8 * total)
-    store_i32(meta + tokens * 12, -128 * total)
-    word = 0
+    word, high_part = 0, 0
     if largest > OUTLIER_RATIO * second:
         nothing = splat_i32(0)
         code = fold_sum_i32(choose_i32(is_low, low_codes, nothing) + choose_i32(is_high, high_codes, nothing))
         high_part = (code + 64) >> 7
         store_i8(codes + place, code - 128 * high_part)
         word = (high_part & 255) << 8 * (place & 3)
+    low_total = total - 128 * high_part
+    store_f32(meta, scale)
+    store_f32(meta + tokens * 4, scale * np.float32(total))
+    store_i32(meta + tokens * 8, -8 * low_total)
+    store_i32(meta + tokens * 12, -128 * low_total)
     store_i32(meta + tokens * 16, word)
     store_i32(meta + tokens * 20, place & 31)

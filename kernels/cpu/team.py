@@ -62,8 +62,8 @@ def lead(team: int, unused_1: int, unused_2: int, unused_3: int) -> None:
 def follow(team: int, thread: int, seen: int, patience: int) -> None:
     """Another thread: run every program announced after the one numbered at `seen`; leave after a while without.
 
-    `seen` is the address of the number of the last program run. `patience` counts looks for work in vain: SPINS of
-    them busily, then giving way to others each time.
+    `seen` is the address of the number of the last program run. `patience` counts looks for work in vain. They are busy
+    ones: a thread that gives way between two tokens waits a whole time slice for a neighbour on a loaded machine.
     """
     looks = 0
     while looks < patience and not load_acquire(team + STOP):
@@ -74,7 +74,4 @@ def follow(team: int, thread: int, seen: int, patience: int) -> None:
             looks = 0
         else:
             looks += 1
-            if looks < load_i64(team + SPINS):
-                pause()
-            else:
-                yield_thread()
+            pause()

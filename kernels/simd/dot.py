@@ -3,7 +3,7 @@
 A weight is a code u, stored unsigned; an activation s is signed and never -128. Per lane, over its 4 bytes:
 
     dot_4(sum, u, s)    sum + u . s                          u in 0..15
-    begin_8(where)      the first sum of an INT8 product     `where` holds int32 -128 * (all s of the block)
+    begin_8(value)      the first sum of an INT8 product     value = -128 * (all s of the block)
     dot_8(sum, u, s)    after begin_8 and a whole block, the sum is (u - 128) . s
 
 VNNI multiplies unsigned with signed bytes, so there the -128 is paid at the beginning; elsewhere dot_8 multiplies
@@ -13,16 +13,15 @@ u - 128 itself and begin_8 is zero. All sums are exact: nothing saturates.
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 
 from edgellm.kernels.simd.vectors import (
     I16,
     I32,
-    address,
     call,
     constant,
     i32x16,
     operation,
-    pointer,
     selected,
     shuffle,
     splat,
@@ -101,11 +100,9 @@ def dot_4(b: Builder, total: Any, u: Any, s: Any) -> Any:
     return _dot(b, total, u, s, signed=False)
 
 
-@operation(i32x16, address)
-def begin_8(b: Builder, where: Any) -> Any:
-    if _unsigned_8():
-        return splat(b, b.load(pointer(b, where, I32), align=4))
-    return ir.Constant(i32x16.llvm, None)
+@operation(i32x16, types.int64)
+def begin_8(b: Builder, value: Any) -> Any:
+    return splat(b, b.trunc(value, I32)) if _unsigned_8() else ir.Constant(i32x16.llvm, None)
 
 
 @operation(i32x16, i32x16, u8x64, u8x64)

@@ -56,6 +56,11 @@ def load_u8(b: Builder, where: Any) -> Any:
     return b.zext(b.load(pointer(b, where, I8)), I64)
 
 
+@operation(types.int64, address)
+def load_i8(b: Builder, where: Any) -> Any:
+    return b.sext(b.load(pointer(b, where, I8)), I64)
+
+
 @operation(types.float32, address)
 def load_f32(b: Builder, where: Any) -> Any:
     return b.load(pointer(b, where, F32), align=4)

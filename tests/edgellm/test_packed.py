@@ -70,9 +70,9 @@ def write_tiny(path: Path, *, rope_factors: bool = True) -> dict[str, np.ndarray
             written |= {f"{name}.codes": codes, f"{name}.scales": scales}
             if mins is not None:
                 written[f"{name}.mins"] = mins
-            writer.write_rows(name, 0, codes[:2], scales[:2], None if mins is None else mins[:2])
-            if len(codes) > 2:
-                writer.write_rows(name, 32, codes[2:], scales[2:], None if mins is None else mins[2:])
+            writer.write_rows(name, 0, codes[:1], scales[:1], None if mins is None else mins[:1])
+            if len(codes) > 1:
+                writer.write_rows(name, 32, codes[1:], scales[1:], None if mins is None else mins[1:])
         writer.finish({"relative_error": 0.25})
     return written
 

@@ -18,7 +18,7 @@ class Rig:
     def __init__(self, library: Library, positions: NDArray[np.int32], threads: int = 1) -> None:
         self.library, self.threads, self.rows = library, threads, len(positions)
         self.kept: list[object] = []
-        self.scratch = self.keep(aligned_zeros(threads * SCRATCH, np.uint8))
+        self.scratch, self.outliers = (self.keep(aligned_zeros(threads * SCRATCH, np.uint8)) for _ in range(2))
         self.positions = self.keep(np.ascontiguousarray(positions, np.int32))
         self.words = dict.fromkeys(ops.STEP.names, 0)
         self.words |= {"rows": self.rows, "positions": address(self.positions)}

@@ -101,11 +101,12 @@ def run_matmul(
     rig: Rig, activation: Activation, weight: QuantizedMatrix, epilogue: int, out: np.ndarray, **more: int
 ) -> None:
     part = dict.fromkeys(ops.PART.names, 0) | weight.words() | more
-    part |= {"pairs": padded_rows(weight.rows) // 32, "epilogue": epilogue, "out": address(out), "stride": out.shape[-1]}
+    part |= {"panels": padded_rows(weight.rows) // 32, "epilogue": epilogue, "out": address(out), "stride": out.shape[-1]}
     parts = rig.keep(ops.PART.pack(**part)[None])
     record = ops.MATMUL.pack(
         **rig.head("matmul"), parts=address(parts), part_count=1, codes=address(activation.codes),
         meta=address(activation.meta), columns=weight.columns, selected=0, scratch=address(rig.scratch), scratch_stride=1 << 20,
+        outliers=address(rig.outliers), outliers_stride=1 << 20,
     )  # fmt: skip
     rig.run("matmul", record)
 

@@ -42,7 +42,7 @@ def test_byte_picture(layout: Layout) -> None:
     scales = rng.standard_normal((rows, columns // layout.group)).astype(np.float16)
     packed, packed_scales = pack_codes(layout, codes), pack_scales(scales)
     for row, column in zip(rng.integers(0, rows, 500), rng.integers(0, columns, 500), strict=True):
-        block = packed[row // 16, column // 32]
+        block = np.split(packed[row // 32, column // 32], 2)[row % 32 // 16]
         within = column % 32
         if layout.bits == 8:
             code = block[within // 4 * 64 + row % 16 * 4 + within % 4]
@@ -50,7 +50,7 @@ def test_byte_picture(layout: Layout) -> None:
             byte = block[within % 16 // 4 * 64 + row % 16 * 4 + within % 4]
             code = byte & 15 if within < 16 else byte >> 4
         assert code == codes[row, column]
-        assert packed_scales[row // 16, column // layout.group, row % 16] == scales[row, column // layout.group]
+        assert packed_scales[row // 32, column // layout.group, row % 32] == scales[row, column // layout.group]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -1,0 +1,99 @@
+"""edgellm bench counts what it says, and its figures hang together."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from edgellm import Model, SamplingParams, Stream
+from edgellm.apps.measurement import bytes_per_token, kv_bytes, peak_rss_bytes
+from edgellm.apps.pull import pull
+from edgellm.kernels.ops import KV_BLOCK
+from edgellm.memory.kv import KVCache
+from edgellm.model import bandwidth
+from edgellm.packed import open_packed
+from edgellm.packed_header import open_header
+from edgellm.store import Store
+from tests.apps.conftest import Run
+from tests.tiny import make_tiny_gguf
+
+SMALL = ("--prompt", "40", "--generate", "6", "--repeat", "3", "--threads", "1")
+KEYS = {
+    "model", "layout", "isa", "threads", "prefill_tokens_per_second", "decode_tokens_per_second", "first_token_ms",
+    "peak_rss_bytes", "mapped_bytes", "bytes_per_token", "read_bandwidth_bytes_per_second", "bandwidth_fraction",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _fast_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bandwidth, "BUFFER_BYTES", 1 << 22)
+
+
+def test_json(run: Run, tiny: str) -> None:
+    found = json.loads(run("bench", tiny, *SMALL, "--json").out)
+    assert set(found) >= KEYS
+    assert (found["threads"], found["prompt"], found["generate"]) == (1, 40, 6)
+    assert found["mapped_bytes"] == Store().path(tiny).stat().st_size
+    assert found["layout"] == "int4-asym-g32+int8-g32"
+    assert len(found["repeats"]) == 3
+    for name in ("prefill_tokens_per_second", "decode_tokens_per_second", "first_token_ms"):
+        assert found[name] == statistics.median(repeat[name] for repeat in found["repeats"]) > 0
+    reached = found["decode_tokens_per_second"] * found["bytes_per_token"]
+    assert found["bandwidth_fraction"] == pytest.approx(reached / found["read_bandwidth_bytes_per_second"])
+    assert found["peak_rss_bytes"] > found["mapped_bytes"]
+
+
+def test_answers_have_the_length_asked_for_and_prompts_differ(
+    run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[Stream] = []
+    generate = Model.generate
+
+    def generate_and_keep(model: Model, prompt: list[int], params: SamplingParams) -> Stream:
+        streams.append(generate(model, prompt, params))
+        return streams[-1]
+
+    monkeypatch.setattr(Model, "generate", generate_and_keep)
+    assert run("bench", tiny, *SMALL, "--json").code == 0
+    measured = streams[1:]
+    assert [(len(stream.prompt_ids), len(stream.ids)) for stream in measured] == [(40, 6)] * 3
+    assert len({tuple(stream.prompt_ids) for stream in measured}) == 3
+
+
+def test_text_for_people(run: Run, tiny: str) -> None:
+    found = run("bench", tiny, *SMALL)
+    assert found.code == 0 and found.err == ""
+    assert "prefill of 40" in found.out and "decode of 6" in found.out and "read bandwidth" in found.out
+
+
+@pytest.mark.parametrize("options", [["--prompt", "0"], ["--generate", "1"], ["--repeat", "0"], ["--prompt", "600"]])
+def test_options_out_of_range(run: Run, tiny: str, options: list[str]) -> None:
+    found = run("bench", tiny, *SMALL, *options)
+    assert (found.code, found.out) == (2, "") and options[1] in found.err
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bytes_of_a_token_are_the_weights_it_needs_and_its_past(tmp_path: Path, tied: bool) -> None:
+    gguf = make_tiny_gguf(tmp_path / "tiny.gguf", tied=tied, body="Q4_1")
+    path = pull(str(gguf), name="x", layout=None, store=Store(tmp_path), progress=lambda *stage: None)
+    model = open_packed(path)
+    needed = sum(
+        weight.codes.nbytes + weight.scales.nbytes + (weight.mins.nbytes if weight.mins is not None else 0)
+        for name, weight in model.weights.items()
+        if tied or name != "embedding"
+    ) + sum(vector.nbytes for vector in model.vectors.values())
+    assert bytes_per_token(open_header(path), 0) == needed
+    assert bytes_per_token(open_header(path), KV_BLOCK) == needed + KVCache(model.config, 1).block_stride
+    assert kv_bytes(model.config) * KV_BLOCK == KVCache(model.config, 1).block_stride
+
+
+def test_peak_memory_sees_what_was_touched_and_given_back() -> None:
+    before = peak_rss_bytes()
+    size = before + (64 << 20)
+    bytearray(size)
+    assert peak_rss_bytes() >= size
+
+
+def test_bandwidth_is_of_this_planet() -> None:
+    assert 1e8 < bandwidth.measure(2) < 1e13

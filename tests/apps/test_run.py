@@ -1,0 +1,146 @@
+"""edgellm run says what the Python API says."""
+
+import io
+import json
+import signal
+
+import pytest
+
+import edgellm
+from edgellm import Model, Piece, SamplingParams, Stream
+from edgellm.apps.commands.run import filled_context
+from tests.apps.conftest import Run
+
+QUESTION = [{"role": "user", "content": "Hi there"}]
+LONG = ("--logit-bias", "0=-1000", "--logit-bias", "2=-1000")  # never ends its turn
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def answer(stream: Stream) -> Stream:
+    for _ in stream:
+        pass
+    return stream
+
+
+def test_text_and_json_are_those_of_the_api(run: Run, tiny: str, tiny_model: Model) -> None:
+    expected = answer(tiny_model.chat(QUESTION, SamplingParams(max_tokens=20)))
+    plain = run("run", tiny, "-p", "Hi there", "-n", "20")
+    assert (plain.code, plain.out, plain.err) == (0, expected.text + "\n", "")
+    found = json.loads(run("run", tiny, "-p", "Hi there", "-n", "20", "--json").out)
+    assert found["text"] == expected.text
+    assert found["ids"] == expected.ids
+    assert found["prompt_ids"] == expected.prompt_ids
+    assert found["finish_reason"] == expected.finish_reason
+    assert set(found["timings"]) == {"first_token_ms", "prefill_tokens_per_second", "decode_tokens_per_second"}
+    assert all(value > 0 for value in found["timings"].values())
+    assert found["usage"]["num_completion_tokens"] == len(expected.ids)
+
+
+def test_every_sampling_option_arrives(run: Run, tiny: str, tiny_model: Model) -> None:
+    params = SamplingParams(
+        max_tokens=30,
+        temperature=1.5,
+        top_k=50,
+        top_p=0.9,
+        min_p=0.01,
+        repetition_penalty=1.3,
+        presence_penalty=0.4,
+        frequency_penalty=0.2,
+        seed=7,
+        logit_bias={5: 2.0, 6: -1.5},
+        stop=("zq",),
+    )
+    options = "-n 30 --temperature 1.5 --top-k 50 --top-p 0.9 --min-p 0.01 --repetition-penalty 1.3 --seed 7 --stop zq"
+    options += " --presence-penalty 0.4 --frequency-penalty 0.2 --logit-bias 5=2 --logit-bias 6=-1.5"
+    found = json.loads(run("run", tiny, "-p", "Hi there", "--json", *options.split()).out)
+    assert found["ids"] == answer(tiny_model.chat(QUESTION, params)).ids
+
+
+def test_system_text(run: Run, tiny: str, tiny_model: Model) -> None:
+    found = json.loads(run("run", tiny, "-p", "Hi there", "--system", "Be kind", "-n", "1", "--json").out)
+    messages = [{"role": "system", "content": "Be kind"}, *QUESTION]
+    assert found["prompt_ids"] == tiny_model.chat(messages).prompt_ids
+
+
+def test_raw_is_the_text_as_it_is(run: Run, tiny: str, tiny_model: Model) -> None:
+    found = json.loads(run("run", tiny, "--raw", "-n", "2", "--json", stdin=b"a <|im_end|>\n").out)
+    assert found["prompt_ids"] == tiny_model.tokenize("a <|im_end|>\n", special=True)
+
+
+def test_raw_and_system_exclude_each_other(run: Run, tiny: str) -> None:
+    found = run("run", tiny, "--raw", "--system", "Be kind", "-p", "x")
+    assert found.code == 2 and "--system" in found.err
+
+
+@pytest.mark.parametrize("argv", [[], ["-p", "-"]])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_prompt_from_standard_input(run: Run, tiny: str, argv: list[str], end: bytes) -> None:
+    piped = run("run", tiny, "-n", "5", "--json", *argv, stdin="Zürich".encode() + end)
+    given = run("run", tiny, "-n", "5", "--json", "-p", "Zürich")
+    assert json.loads(piped.out)["prompt_ids"] == json.loads(given.out)["prompt_ids"]
+
+
+def test_standard_input_that_is_not_utf8(run: Run, tiny: str) -> None:
+    found = run("run", tiny, stdin=b"ab\xff")
+    assert found.code == 2 and "byte 2" in found.err
+
+
+def test_no_prompt_and_a_terminal(run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "TextIOWrapper", Terminal)
+    found = run("run", tiny)
+    assert found.code == 2 and "-p TEXT" in found.err
+
+
+def test_a_prompt_longer_than_the_context(run: Run, tiny: str) -> None:
+    found = run("run", tiny, "--raw", "--context", "8", "-p", "0123456789")
+    assert (found.code, found.out) == (2, "")
+    assert "10 tokens" in found.err and "holds 8" in found.err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_interrupt_ends_the_answer_cleanly(run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
+    whole = json.loads(run("run", tiny, "-p", "Hi", "-n", "50", "--json", *LONG).out)
+    step, steps = Stream.__next__, 0
+
+    def next_with_interrupt(stream: Stream) -> Piece:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            signal.raise_signal(signal.SIGINT)
+        return step(stream)
+
+    monkeypatch.setattr(Stream, "__next__", next_with_interrupt)
+    found = run("run", tiny, "-p", "Hi", "-n", "50", *LONG, *(["--json"] if as_json else []))
+    assert found.code == 130 and found.err == ""
+    if as_json:
+        cut = json.loads(found.out)
+        assert cut["finish_reason"] == "cancelled"
+        assert cut["ids"] == whole["ids"][:4]
+    else:
+        assert found.out.endswith("\n") and whole["text"].startswith(found.out[:-1])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_answer_that_fills_the_context_is_told_from_one_as_long_as_asked(tiny_model: Model) -> None:
+    never = dict.fromkeys(tiny_model.tokenizer.stop_ids, -1000.0)
+    asked = SamplingParams(max_tokens=3, logit_bias=never)
+    assert not filled_context(answer(tiny_model.generate("a", asked)), asked)
+    full = SamplingParams(logit_bias=never)
+    assert filled_context(answer(tiny_model.generate("a", full)), full)
+
+
+def test_a_gguf_is_packed_on_the_fly(run: Run, tiny: str, tiny_gguf: object) -> None:
+    assert run("run", str(tiny_gguf), "-p", "Hi", "-n", "9").out == run("run", tiny, "-p", "Hi", "-n", "9").out
+
+
+def test_interrupt_while_loading(run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object, **options: object) -> Model:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(edgellm, "load", load)
+    found = run("run", tiny, "-p", "Hi")
+    assert (found.code, found.out, found.err) == (130, "", "")

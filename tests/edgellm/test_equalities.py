@@ -1,0 +1,140 @@
+"""The same bits every time: threads, chunks, batches and instruction sets never change a logit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgellm.converters.on_the_fly import pack_on_the_fly
+from edgellm.kernels import jit
+from edgellm.kernels.targets import ISAS, host_target, target_for
+from edgellm.errors import KernelError
+from edgellm.memory.kv import KVCache, Sequence
+from edgellm.model import reference
+from edgellm.model.step import Rows, Stepper
+from edgellm.model.team import Team
+from edgellm.packed import PackedModel, open_packed
+from tests.tiny import make_tiny_gguf
+
+TOKENS = np.random.default_rng(0).integers(0, 270, 300).tolist()  # longer than a chunk of attention
+
+
+@contextmanager
+def stepper(library: jit.Library, packed: PackedModel, *, threads: int = 1) -> Iterator[tuple[Stepper, KVCache]]:
+    cache, team = KVCache(packed.config, 40), Team(library, threads, processors=2)
+    try:
+        yield Stepper(library, team, packed, cache, context=512, max_rows=320, max_logit_rows=320), cache
+    finally:
+        team.close()
+    cache.check_integrity()
+
+
+def logits_in_steps(run: tuple[Stepper, KVCache], tokens: list[int], sizes: list[int]) -> np.ndarray:
+    """Logits of all tokens, computed in steps of the given sizes."""
+    engine, cache = run
+    sequence, parts, start = Sequence(cache), [], 0
+    sequence.reserve(len(tokens))
+    for size in sizes:
+        chunk = tokens[start : start + size]
+        parts.append(engine.run([Rows(sequence, chunk, range(size))]).copy())
+        start += size
+    assert start == len(tokens)
+    sequence.truncate(0)
+    return np.concatenate(parts)
+
+
+@pytest.fixture(scope="module", params=["Q4_0", "Q4_1", "Q8_0"])
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
+    folder = tmp_path_factory.mktemp("equal")
+    path = make_tiny_gguf(folder / "tiny.gguf", body=request.param, tied=request.param != "Q8_0", rope_factors=True)
+    return open_packed(pack_on_the_fly(path, folder))
+
+
+@pytest.fixture(scope="module")
+def whole(library: jit.Library, packed: PackedModel) -> np.ndarray:
+    """Logits of TOKENS, all in one step, by one thread."""
+    with stepper(library, packed) as run:
+        return logits_in_steps(run, TOKENS, [300])
+
+
+def test_the_model_is_what_its_reference_computes(library: jit.Library, packed: PackedModel) -> None:
+    """Logits agree to float32's precision, but for a text where an activation's rounding to INT8 falls the other way."""
+    errors = []
+    with stepper(library, packed) as run:
+        for start in range(0, 300, 6):
+            text = TOKENS[start : start + 6]
+            exact = reference.forward(packed, text)
+            errors.append(np.abs(logits_in_steps(run, text, [6]) - exact).max() / exact.std())
+    assert np.quantile(errors, 0.8) < 1e-5
+
+
+def test_decoding_equals_computing_at_once(library: jit.Library, packed: PackedModel, whole: np.ndarray) -> None:
+    with stepper(library, packed) as run:
+        assert np.array_equal(logits_in_steps(run, TOKENS, [1] * 300), whole)
+
+
+@pytest.mark.parametrize("sizes", [[256, 44], [7] * 42 + [6], [1, 2, 3, 4, 5, 285], [100, 1, 199]], ids=str)
+def test_chunks_equal_the_whole(library: jit.Library, packed: PackedModel, whole: np.ndarray, sizes: list[int]) -> None:
+    with stepper(library, packed) as run:
+        assert np.array_equal(logits_in_steps(run, TOKENS, sizes), whole)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_do_not_change_a_bit(
+    library: jit.Library, packed: PackedModel, whole: np.ndarray, threads: int
+) -> None:
+    with stepper(library, packed, threads=threads) as run:
+        assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)
+
+
+def test_sequences_in_one_step_equal_each_alone(
+    library: jit.Library, packed: PackedModel, whole: np.ndarray
+) -> None:
+    """A prefill, a decode and a check of a few tokens of other sequences share a step; blocks are dealt out of order."""
+    with stepper(library, packed, threads=2) as (engine, cache):
+        first, second, third = (Sequence(cache) for _ in range(3))
+        for sequence in (first, second, third):
+            sequence.reserve(30)
+        for sequence in (third, first, second):
+            sequence.reserve(300)
+        engine.run([Rows(first, TOKENS[:270])])
+        engine.run([Rows(second, TOKENS[:50])])
+        batch = [
+            Rows(first, TOKENS[270:271], [0]),
+            Rows(third, TOKENS[:200], [0, 150, 199]),
+            Rows(second, TOKENS[50:55], range(5)),
+        ]
+        together = engine.run(batch)
+        assert np.array_equal(together, whole[[270, 0, 150, 199, 50, 51, 52, 53, 54]])
+        for sequence in (first, second, third):
+            sequence.truncate(0)
+
+
+def test_rewinding_forgets(library: jit.Library, packed: PackedModel, whole: np.ndarray) -> None:
+    with stepper(library, packed) as (engine, cache):
+        sequence = Sequence(cache)
+        sequence.reserve(300)
+        engine.run([Rows(sequence, TOKENS[:100])])
+        engine.run([Rows(sequence, [5, 6, 7, 8])])
+        sequence.truncate(100)
+        sequence.reserve(300)
+        assert np.array_equal(engine.run([Rows(sequence, TOKENS[100:], range(200))]), whole[100:])
+        sequence.truncate(0)
+
+
+def available(isa: str) -> bool:
+    try:
+        target_for(isa)
+    except KernelError:
+        return False
+    return isa != host_target().isa
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if available(isa)])
+def test_instruction_sets_do_not_change_a_bit(
+    kernel_cache: Path, packed: PackedModel, whole: np.ndarray, isa: str
+) -> None:
+    with stepper(jit.load(kernel_cache, isa=isa), packed) as run:
+        assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)
