@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from edgellm import Model, SamplingParams
+from edgellm.apps.answer import filled_context
 from edgellm.apps.terminal import INTERRUPTED, interrupt_closes, note, one_line, write_text
 from edgellm.errors import ContextLengthError, EdgeLLMError
 
@@ -67,7 +68,7 @@ class Conversation:
             self.exit_code = INTERRUPTED
         if stream.text or stream.finish_reason != "cancelled":
             self._messages += [question, {"role": "assistant", "content": stream.text}]
-        if stream.finish_reason == "length" and len(stream.ids) != self._params.max_tokens:
+        if filled_context(stream, self._params):
             note(f"the context of {self._model.context} tokens is full: /reset starts anew")
 
     def _obey(self, command: str, rest: str) -> None:

@@ -17,7 +17,7 @@ def write_table(columns: Mapping[str, Literal["left", "right"]], rows: Iterable[
     """A table on standard output; columns: title -> side on which its cells are flush."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title, justify in columns.items():
-        table.add_column(title, justify=justify)
+        table.add_column(title, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
     _console().print(table)

@@ -1,9 +1,9 @@
 """edgellm: quantized language models on the machine in front of you.
 
-    import edgellm
-    model = edgellm.load("smollm2-135m-instruct")
-    for piece in model.chat([{"role": "user", "content": "What is the capital of France?"}]):
-        print(piece.text, end="", flush=True)
+import edgellm
+model = edgellm.load("smollm2-135m-instruct")
+for piece in model.chat([{"role": "user", "content": "What is the capital of France?"}]):
+    print(piece.text, end="", flush=True)
 """
 
 from importlib.metadata import version

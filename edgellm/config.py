@@ -45,14 +45,18 @@ class ModelConfig:
             if field.type is bool and type(value) is not bool:
                 raise UnsupportedModelError(f"config: {field.name} = {value!r} is not true or false")
         if self.architecture != "llama":
-            raise UnsupportedModelError(f"architecture {self.architecture!r} is not supported; this version runs: llama")
+            raise UnsupportedModelError(
+                f"architecture {self.architecture!r} is not supported; this version runs: llama"
+            )
         if self.heads % self.kv_heads:
             raise UnsupportedModelError(f"{self.heads} query heads do not share {self.kv_heads} key/value heads evenly")
         for name, value in (("width", self.width), ("head size", self.head_size), ("ffn width", self.ffn_width)):
             if value % 32:
                 raise UnsupportedModelError(f"{name} {value} is not a multiple of 32, as the kernels need")
         if self.rope_size % 2 or self.rope_size > self.head_size:
-            raise UnsupportedModelError(f"rope size {self.rope_size} is odd or larger than the head size {self.head_size}")
+            raise UnsupportedModelError(
+                f"rope size {self.rope_size} is odd or larger than the head size {self.head_size}"
+            )
 
     @classmethod
     def from_json(cls, data: Any) -> Self:

@@ -29,8 +29,8 @@ def load(
     """Open a model of the store by name, a packed file, or a GGUF, which is packed into the cache first.
 
     `context` is the most tokens a text may have (None: what the model was trained for, up to 8192), `threads` how many
-    work (None: the physical cores really available), `isa` restricts the kernels to a lesser instruction set. `progress`
-    hears (done, total, what) while kernels are compiled, once a machine, and while a GGUF is packed.
+    work (None: the physical cores really available), `isa` restricts the kernels to a lesser instruction set.
+    `progress` hears (done, total, what) while kernels are compiled, once a machine, and while a GGUF is packed.
 
     Errors: ModelNotFoundError, OptionError, FileFormatError, UnsupportedModelError, KernelError.
     """

@@ -33,7 +33,7 @@ class _NoEngine:
         return lambda *args, **kwargs: None
 
 
-class _Codegen(AOTCPUCodegen):  # type: ignore[misc]
+class _Codegen(AOTCPUCodegen):
     """Numba's code generator with a target machine of our choice."""
 
     def _init(self, llvm_module: Any) -> None:
@@ -58,7 +58,7 @@ class _Codegen(AOTCPUCodegen):  # type: ignore[misc]
         return selection.selected().cpu
 
 
-class _Context(cpu.CPUContext):  # type: ignore[misc]
+class _Context(cpu.CPUContext):
     def init(self) -> None:
         super().init()
         self._internal_codegen = _Codegen("edgellm")

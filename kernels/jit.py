@@ -42,7 +42,9 @@ class Library:
             self._linker = llvm.create_lljit_compiler()
             self._linked = builder.link(self._linker, "edgellm-kernels")
         except RuntimeError as error:
-            raise KernelError(f"compiled kernels do not link: {error}; remove the kernel cache and try again") from error
+            raise KernelError(
+                f"compiled kernels do not link: {error}; remove the kernel cache and try again"
+            ) from error
         self.addresses = {name: int(self._linked[name]) for name in ENTRY_POINTS}
 
     def entry(self, name: str) -> Entry:
@@ -99,7 +101,8 @@ def _compile(target: Target, cache: Path, progress: Progress | None) -> bytes:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         out = Path(folder) / "kernels.o"
-        command = [sys.executable, "-m", "edgellm.kernels.compile", str(out), target.isa]
+        # -P: not from the working directory, which may hold another edgellm
+        command = [sys.executable, "-P", "-m", "edgellm.kernels.compile", str(out), target.isa]
         with (
             (Path(folder) / "errors").open("w+") as errors,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child,

@@ -1,9 +1,9 @@
 """How weights lie in memory: the one definition that converters write and kernels read.
 
-A weight matrix has N output rows and C input columns. Rows come in PANELS of 32 (the last one padded), columns in BLOCKS
-of 32, and a panel is read from its first byte to its last, so that decoding is one long stream. Four consecutive
-inputs of a row stay together, because that is what a dot-product instruction (VNNI, NEON dotprod) takes; the 16
-rows of half a panel fill the lanes of one 64-byte register, or of several narrower ones.
+A weight matrix has N output rows and C input columns. Rows come in PANELS of 32 (the last one padded), columns in
+BLOCKS of 32, and a panel is read from its first byte to its last, so that decoding is one long stream. Four
+consecutive inputs of a row stay together, because that is what a dot-product instruction (VNNI, NEON dotprod) takes;
+the 16 rows of half a panel fill the lanes of one 64-byte register, or of several narrower ones.
 
 INT4, one block of a panel, 512 bytes [2 half][4 j][16 row][4 i]:
 

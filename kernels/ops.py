@@ -18,8 +18,8 @@ An activation holds rows in tiles of T rows, the heights that `tile_height` give
 r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 24 in the meta bytes:
 
     codes    int8 [C/32][T][32]
-    meta     [C/32][6][T]    float32 scale; float32 sum of the block's values; int32 -8 and -128 times the sum of its codes;
-                             4 bytes that hold an outlier's high part in the lane of its code; int32 index of the outlier
+    meta     [C/32][6][T]    float32 scale; float32 sum of the block's values; int32 -8 and -128 times the sum of its
+                             codes; 4 bytes with an outlier's high part in the lane of its code; int32 its index
 
 A value is scale * code, and an outlier's is scale * (code + 128 * high part); 4 bytes of zero: there is none.
 """

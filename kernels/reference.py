@@ -4,15 +4,17 @@ Same names, natural layouts, float64 sums where the order of additions is the ke
 part of an operation's meaning (INT8 activations, f16 keys and values) is done here as the kernels do it.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.kernels.layouts import BLOCK
 
-Floats = NDArray[np.floating]
+Array = NDArray[Any]
 
 
-def quantize(x: Floats) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def quantize(x: Array) -> tuple[Array, Array]:
     """Rows float [R][C] -> codes int32 [R][C] and scales float32 [R][C/32].
 
     Codes are in -127..127, but one in a block, more than twice the others, may be up to 127 * 128 (cpu/quantize.py).
@@ -25,28 +27,28 @@ def quantize(x: Floats) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     return codes.reshape(x.shape), scales[..., 0]
 
 
-def dequantize(codes: NDArray[np.int32], scales: NDArray[np.float32]) -> NDArray[np.float64]:
+def dequantize(codes: Array, scales: Array) -> Any:
     """What quantized rows stand for, float64 [R][C]."""
     return codes * np.repeat(scales.astype(np.float64), BLOCK, axis=-1)
 
 
-def embed(embedding: Floats, tokens: NDArray[np.integer]) -> NDArray[np.float32]:
+def embed(embedding: Array, tokens: Array) -> Any:
     """embedding [V][D], tokens [R] -> residual float32 [R][D]."""
     return embedding[tokens].astype(np.float32)
 
 
-def norm(x: Floats, weight: Floats, epsilon: float) -> NDArray[np.float64]:
+def norm(x: Array, weight: Array, epsilon: float) -> Any:
     """RMSNorm (Zhang and Sennrich, arXiv 1910.07467): [R][D] -> [R][D]."""
     x = np.asarray(x, np.float64)
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * weight
 
 
-def matmul(x: Floats, weight: Floats) -> NDArray[np.float64]:
+def matmul(x: Array, weight: Array) -> Any:
     """Rows [R][C], quantized, times weight [N][C] -> [R][N]."""
     return dequantize(*quantize(x)) @ np.asarray(weight, np.float64).T
 
 
-def rope(x: Floats, positions: NDArray[np.integer], frequencies: Floats) -> NDArray[np.float64]:
+def rope(x: Array, positions: Array, frequencies: Array) -> Any:
     """Rotate entries 2i, 2i+1 of heads [R][H][E] by position * frequencies[i]."""
     angles = positions[:, None, None] * np.asarray(frequencies, np.float64)
     size = 2 * angles.shape[-1]
@@ -57,10 +59,10 @@ def rope(x: Floats, positions: NDArray[np.integer], frequencies: Floats) -> NDAr
     return result
 
 
-def attend(q: Floats, keys: Floats, values: Floats, first_position: int) -> NDArray[np.float64]:
+def attend(q: Array, keys: Array, values: Array, first_position: int) -> Any:
     """Causal attention with grouped heads.
 
-    q [R][H][E], at positions first_position.., already scaled; keys and values [S][K][E] of positions 0..S-1 -> [R][H][E]
+    q [R][H][E], scaled, at positions first_position..; keys and values [S][K][E] of positions 0..S-1 -> [R][H][E]
     """
     rows, heads, _ = q.shape
     keys, values = (np.repeat(np.asarray(a, np.float64), heads // a.shape[1], axis=1) for a in (keys, values))
@@ -71,14 +73,12 @@ def attend(q: Floats, keys: Floats, values: Floats, first_position: int) -> NDAr
     return np.einsum("rhs,she->rhe", weights / weights.sum(-1, keepdims=True), values)
 
 
-def silu(x: Floats) -> NDArray[np.float64]:
+def silu(x: Array) -> Any:
     x = np.asarray(x, np.float64)
     return x / (1 + np.exp(-x))
 
 
-def sample(
-    logits: Floats, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
-) -> NDArray[np.float64]:
+def sample(logits: Array, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Any:
     """The distribution [V] that a token is drawn from, given logits [V]."""
     if temperature == 0:
         return (np.arange(len(logits)) == np.argmax(logits)).astype(np.float64)
@@ -94,8 +94,8 @@ def sample(
 
 
 def penalize(
-    logits: Floats, prompt: list[int], answer: list[int], *, repetition: float, presence: float, frequency: float
-) -> NDArray[np.float64]:
+    logits: Array, prompt: list[int], answer: list[int], *, repetition: float, presence: float, frequency: float
+) -> Any:
     """Logits [V] after penalties on tokens of the prompt and the answer so far."""
     result = np.array(logits, np.float64)
     for token in {*prompt, *answer}:

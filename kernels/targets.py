@@ -82,4 +82,3 @@ def target_for(isa: str | None) -> Target:
         raise KernelError(f"this processor ({host.cpu}) does not have the instruction set {isa!r}; it has: {host.isa}")
     cpu, needs = X86_LEVELS[isa]
     return Target(isa, host.triple, cpu, ",".join(f"+{feature}" for feature in needs))
-

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from edgellm import Model, SamplingParams, Stream
+from edgellm.apps.answer import filled_context, summary
 from edgellm.apps.loading import find, load
 from edgellm.apps.options import MODEL_HELP, add_engine_options, add_json, add_sampling_options, sampling_params
 from edgellm.apps.terminal import INTERRUPTED, interrupt_closes, note, read_stdin, write_json, write_text
@@ -76,21 +77,3 @@ def _finish(stream: Stream, params: SamplingParams, model: Model, *, as_json: bo
     note(summary(stream))
     if filled_context(stream, params):
         note(f"the answer ends here because the context of {model.context} tokens is full")
-
-
-def summary(stream: Stream) -> str:
-    """Usage and timings on a line."""
-    usage, timings = stream.usage, stream.timings
-    parts = [f"{usage.num_prompt_tokens} + {usage.num_completion_tokens} tokens"]
-    if timings.first_token_ms is not None:
-        parts.append(f"first after {timings.first_token_ms:.0f} ms")
-    if timings.prefill_tokens_per_second is not None:
-        parts.append(f"prefill {timings.prefill_tokens_per_second:.0f} tokens/s")
-    if timings.decode_tokens_per_second is not None:
-        parts.append(f"decode {timings.decode_tokens_per_second:.1f} tokens/s")
-    return "[" + ", ".join(parts) + "]"
-
-
-def filled_context(stream: Stream, params: SamplingParams) -> bool:
-    """Whether an answer ended for want of room, and not because it was as long as was asked for."""
-    return stream.finish_reason == "length" and len(stream.ids) != params.max_tokens

@@ -2,7 +2,8 @@
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence as Seq
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from functools import cached_property
 from typing import Self
 
@@ -162,7 +163,9 @@ class Model:
     def _check_prompt(self, ids: Seq[int]) -> None:
         if not ids:
             raise OptionError("the prompt is empty; give at least one token")
-        bad = [token for token in ids if not isinstance(token, int | np.integer) or not 0 <= token < self.config.vocabulary]
+        bad = [
+            token for token in ids if not isinstance(token, int | np.integer) or not 0 <= token < self.config.vocabulary
+        ]
         if bad:
             raise OptionError(f"token {bad[0]!r} is not an id of the vocabulary, 0..{self.config.vocabulary - 1}")
         if len(ids) > self.context:

@@ -1,12 +1,16 @@
 """Arrays for kernels: zeroed, 64-byte aligned, and committed by the system only where they are touched."""
 
+from typing import Any, TypeVar
+
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
+
+Item = TypeVar("Item", bound=np.generic)
 
 ALIGNMENT = 64  # bytes of a cache line, and of the widest register
 
 
-def aligned_zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
+def aligned_zeros(shape: int | tuple[int, ...], dtype: type[Item]) -> NDArray[Item]:
     """Zeros [shape] whose first element is 64-byte aligned."""
     kind = np.dtype(dtype)
     size = int(np.prod(shape)) * kind.itemsize
@@ -15,6 +19,6 @@ def aligned_zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[np.
     return raw[start : start + size].view(kind).reshape(shape)
 
 
-def address(array: NDArray[np.generic] | None) -> int:
+def address(array: NDArray[Any] | None) -> int:
     """Where the array's bytes begin; 0 for None. The caller keeps the array alive."""
     return 0 if array is None else int(array.ctypes.data)

@@ -43,7 +43,7 @@ class KVCache:
         """The number of a block that was free. Errors: KVMemoryError."""
         if not self._free:
             raise KVMemoryError(
-                f"all {self.num_blocks} KV blocks ({self.num_blocks * KV_BLOCK} tokens) are in use; close a stream first"
+                f"all {self.num_blocks} KV blocks ({self.num_blocks * KV_BLOCK} tokens) are in use; close a stream"
             )
         block = self._free.popleft()
         self._held.add(block)

@@ -71,8 +71,7 @@ class ProgramWriter:
         program = aligned_zeros((len(records), ops.OPERATION_WORDS), np.int64)
         for row, record in zip(program, records, strict=True):
             row[: len(record)] = record
-        result: NDArray[np.int64] = program
-        return result
+        return program
 
     def _operations(self) -> Iterator[NDArray[np.int64]]:
         config, buffers = self._packed.config, self._buffers
@@ -180,7 +179,12 @@ class ProgramWriter:
         layout, codes, scales, mins, group = weight_words(weight)
         words = dict.fromkeys(ops.PART.names, 0) | more
         words |= {"layout": layout, "codes": codes, "scales": scales, "mins": mins, "group": group}
-        words |= {"panels": padded_rows(weight.rows) // PANEL, "epilogue": epilogue, "out": address(out), "stride": stride}
+        words |= {
+            "panels": padded_rows(weight.rows) // PANEL,
+            "epilogue": epilogue,
+            "out": address(out),
+            "stride": stride,
+        }
         return ops.PART.pack(**words)
 
     def _attention(self, kernel: str, layer: int) -> NDArray[np.int64]:

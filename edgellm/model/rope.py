@@ -12,8 +12,8 @@ STEP = 512  # positions computed at once
 class RopeTable:
     """float32 [context][2][E]: cosines, then sines that carry the sign of what they are multiplied with.
 
-    Entries 2i and 2i+1 of a head turn together: (x, y) -> (x cos - y sin, y cos + x sin). Entries from rope_size on stay.
-    Rows are computed when positions are first used, in float64.
+    Entries 2i and 2i+1 of a head turn together: (x, y) -> (x cos - y sin, y cos + x sin). Entries from rope_size on
+    stay. Rows are computed when positions are first used, in float64.
     """
 
     def __init__(self, config: ModelConfig, context: int, factors: NDArray[np.float32] | None) -> None:

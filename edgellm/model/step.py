@@ -73,8 +73,7 @@ class Stepper:
         self._walk(row, num_logits, num_spans)
         for rows in batch:
             rows.sequence.length += len(rows.tokens)
-        logits: NDArray[np.float32] = self._buffers.logits[:num_logits, : self._vocabulary]
-        return logits
+        return self._buffers.logits[:num_logits, : self._vocabulary]
 
     def close(self) -> None:
         """Forget the model's memory, so that its file can be unmapped."""
@@ -99,5 +98,3 @@ class Stepper:
             samplers=address(self._samplers),
         )
         self._team.run(self._program, address(step))
-
-

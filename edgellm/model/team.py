@@ -1,12 +1,13 @@
 """The thread team: Python threads that walk step programs together, each inside one native call.
 
-Between steps a thread looks for work for a fraction of a millisecond, so that the next token finds it awake, then sleeps:
-a program that waits at a prompt uses no processor.
+Between steps a thread looks for work for a fraction of a millisecond, so that the next token finds it awake, then
+sleeps: a program that waits at a prompt uses no processor.
 """
 
 import threading
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.errors import ClosedError
 from edgellm.kernels.jit import Library
@@ -38,7 +39,7 @@ class Team:
         for member in self._members:
             member.start()
 
-    def run(self, program: np.ndarray[tuple[int, int], np.dtype[np.int64]], step: int) -> None:
+    def run(self, program: NDArray[np.int64], step: int) -> None:
         """Walk a program, int64 [operations][OPERATION_WORDS], on the step record at address `step`."""
         if self._get(TEAM.stop):
             raise ClosedError("the model was closed; load it again to use it")

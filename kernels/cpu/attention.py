@@ -248,9 +248,7 @@ def attend_chunk(
     for at in range(0, width, KV_BLOCK):
         values = kv_address(step, sequence, begin + at, kv_offset, block_stride) + head_size * KV_BLOCK * 2
         seen = min(KV_BLOCK, width - at)
-        add_values(
-            scores + at * 4, count * group, values, head_size, seen, results + HEADER * 4, result_stride
-        )
+        add_values(scores + at * 4, count * group, values, head_size, seen, results + HEADER * 4, result_stride)
 
 
 @kernel

@@ -4,7 +4,17 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels.simd.arithmetic import f32_from_lane_bits, fma, lane_bits, maximum, minimum, shift_left, splat_f32, splat_i32, zero_f32
+from edgellm.kernels.simd.arithmetic import (
+    f32_from_lane_bits,
+    fma,
+    lane_bits,
+    maximum,
+    minimum,
+    shift_left,
+    splat_f32,
+    splat_i32,
+    zero_f32,
+)
 from edgellm.kernels.simd.kernel import kernel
 
 LIMIT = np.float32(87.0)  # exp stays a normal float inside

@@ -11,7 +11,20 @@ from edgellm.kernels.cpu.quantize import quantize_block
 from edgellm.kernels.cpu.rows import META, SEQUENCES, first_of, kv_address, rows_of, tile_height
 from edgellm.kernels.cpu.tiles import list_outliers, make_add_outliers, make_product
 from edgellm.kernels.layouts import BLOCK
-from edgellm.kernels.ops import ADD, INT4, INT4_ASYM, INT8, KEY, KV_BLOCK, MATMUL, PART, QUERY, STEP, STORE, SWIGLU, VALUE
+from edgellm.kernels.ops import (
+    ADD,
+    INT4,
+    INT4_ASYM,
+    INT8,
+    KEY,
+    KV_BLOCK,
+    MATMUL,
+    PART,
+    QUERY,
+    STEP,
+    STORE,
+    SWIGLU,
+)
 from edgellm.kernels.simd.arithmetic import fma, splat_f32, swap_pairs
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (

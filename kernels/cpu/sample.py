@@ -1,6 +1,7 @@
 """The next token, from logits: penalties and biases, then temperature, top-k, top-p, min-p, then a draw.
 
-The draw is a function of the seed and the number of the draw alone, so a request's text does not depend on what else runs.
+The draw is a function of the seed and the number of the draw alone, so that a request's text does not depend on what
+else runs.
 """
 
 from typing import Any
@@ -16,7 +17,6 @@ from edgellm.kernels.simd.arithmetic import (
     lane_numbers,
     less,
     less_f32,
-    maximum,
     splat_f32,
     splat_i32,
     zero_f32,
@@ -52,7 +52,7 @@ def float_of(sampler: int, word: int) -> float:
 
 
 @kernel
-def shift_right(x: int, bits: int) -> int:
+def shift_right(x: Any, bits: int) -> Any:
     """Without the sign."""
     return (x >> bits) & ((np.int64(1) << (64 - bits)) - 1)
 
@@ -113,7 +113,7 @@ def largest(logits: int, vocabulary: int, scratch: int) -> int:
 
 
 @kernel
-def weigh(logits: int, vocabulary: int, top: float, inverse_temperature: float, weights: int) -> float:
+def weigh(logits: int, vocabulary: int, top: Any, inverse_temperature: Any, weights: int) -> float:
     """weights float32 [V] = exp((logit - top) / temperature); returns their sum."""
     for i in range(0, vocabulary, 16):
         scaled = (valid_logits(logits, i, vocabulary) - splat_f32(top)) * splat_f32(inverse_temperature)

@@ -3,8 +3,9 @@
 One output is  sum over blocks, ascending:    fma(float(integer dot) * activation scale, weight scale, sum)
                and with minimums:             fma(min, activation scale * sum of codes, sum)
         and then  over outliers, ascending:   fma(float(128 * weight * high part) * activation scale, weight scale, sum)
-in every tile, so that its bits do not depend on the tile. Outliers are few: they are listed by `list_outliers`, and added
-token by token where they are, since a branch in the loop over blocks costs more than it saves.
+in every tile, so that its bits do not depend on the tile. Outliers are few: they are listed by `list_outliers`, and
+added token by token where they are. (A branch in the loop over blocks, and all tokens of the tile behind it, made
+SmolLM2's prefill a third slower.)
 """
 
 from collections.abc import Callable

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.ir import IRBuilder as Builder
 from numba import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.cpython.unsafe.tuple import tuple_setitem
-from numba.extending import intrinsic, lower_builtin
+from numba.extending import lower_builtin
 
 from edgellm.kernels.simd.vectors import (
     F32,
@@ -28,7 +29,6 @@ from edgellm.kernels.simd.vectors import (
     u8x64,
 )
 
-Builder = ir.IRBuilder
 F32X16, I32X16 = f32x16.llvm, i32x16.llvm
 LANE_NUMBERS = ir.Constant(I32X16, list(range(LANES)))
 
@@ -36,7 +36,7 @@ LANE_NUMBERS = ir.Constant(I32X16, list(range(LANES)))
 def _binary(symbol: Callable[..., Any], emit: dict[Vector, str]) -> None:
     """Teach kernels an operator between two vectors of the same type."""
 
-    class Typing(AbstractTemplate):  # type: ignore[misc]
+    class Typing(AbstractTemplate):
         key = symbol
 
         def generic(self, args: Any, kws: Any) -> Any:
@@ -212,15 +212,11 @@ def nibbles(b: Builder, v: Any, high: Any) -> Any:
 def zero_tile(vector: Vector, count: int) -> Callable[..., Any]:
     """A function that gives a tuple of `count` zero vectors: the registers of a tile. Write to it with `put`."""
 
-    @intrinsic
-    def zeros(typing_context: Any) -> Any:
-        def codegen(context: Any, b: Builder, sig: Any, args: Any) -> Any:
-            return ir.Constant(ir.ArrayType(vector.llvm, count), None)
+    @operation(types.UniTuple(vector, count))
+    def zeros(b: Builder) -> Any:
+        return ir.Constant(ir.ArrayType(vector.llvm, count), None)
 
-        return types.UniTuple(vector, count)(), codegen
-
-    made: Callable[..., Any] = zeros
-    return made
+    return zeros
 
 
 put: Callable[..., Any] = tuple_setitem

@@ -13,6 +13,7 @@ u - 128 itself and begin_8 is zero. All sums are exact: nothing saturates.
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.ir import IRBuilder as Builder
 from numba import types
 
 from edgellm.kernels.simd.vectors import (
@@ -27,8 +28,6 @@ from edgellm.kernels.simd.vectors import (
     splat,
     u8x64,
 )
-
-Builder = ir.IRBuilder
 
 
 def _parts(b: Builder, v: Any, parts: int) -> list[Any]:
@@ -88,11 +87,11 @@ def _dot(b: Builder, total: Any, u: Any, s: Any, signed: bool) -> Any:
     if isa == "plain":
         return _plain(b, total, u, s, signed)
     parts = 4 if isa == "neon-dotprod" else 2
-    split = zip(*(_parts(b, v, parts) for v in (total, u, s)), strict=True)
+    split = zip(_parts(b, total, parts), _parts(b, u, parts), _parts(b, s, parts), strict=True)
     if isa == "avx-vnni":
-        return _joined(b, [_vnni(b, *part, 256) for part in split])
+        return _joined(b, [_vnni(b, *part, bits=256) for part in split])
     emit = _avx2 if isa == "avx2" else _neon
-    return _joined(b, [emit(b, *part, signed) for part in split])
+    return _joined(b, [emit(b, *part, signed=signed) for part in split])
 
 
 @operation(i32x16, i32x16, u8x64, u8x64)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.ir import IRBuilder as Builder
 from numba import types
 
 from edgellm.kernels.simd.vectors import (
@@ -25,7 +26,6 @@ from edgellm.kernels.simd.vectors import (
     u8x64,
 )
 
-Builder = ir.IRBuilder
 F32X16, I32X16 = f32x16.llvm, i32x16.llvm
 I16X16, F16X16, I8X16 = (ir.VectorType(element, LANES) for element in (I16, F16, I8))
 F16_MAX = 65504.0

@@ -1,8 +1,8 @@
 """Vector registers as Numba values.
 
-A `Vector` is a Numba type whose data model is an LLVM vector: a value of it lives in registers, and LLVM splits it where
-the machine's registers are narrower than 16 lanes. So kernels are written once, over 16 virtual lanes, and their
-float results do not depend on the width of the real ones.
+A `Vector` is a Numba type whose data model is an LLVM vector: a value of it lives in registers, and LLVM splits it
+where the machine's registers are narrower than 16 lanes. So kernels are written once, over 16 virtual lanes, and
+their float results do not depend on the width of the real ones.
 
 `operation` turns a function that emits LLVM instructions into something a kernel can call.
 """
@@ -24,7 +24,7 @@ I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 
 
-class Vector(types.Type):  # type: ignore[misc]  # numba has no types
+class Vector(types.Type):
     """`lanes` elements of one LLVM type."""
 
     def __init__(self, name: str, element: ir.Type, lanes: int) -> None:
@@ -33,7 +33,7 @@ class Vector(types.Type):  # type: ignore[misc]  # numba has no types
 
 
 @register_default(Vector)
-class VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class VectorModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Vector) -> None:
         super().__init__(dmm, fe_type, fe_type.llvm)
 

@@ -35,6 +35,7 @@ def test_json(run: Run, tiny: str) -> None:
     assert set(found) >= KEYS
     assert (found["threads"], found["prompt"], found["generate"]) == (1, 40, 6)
     assert found["mapped_bytes"] == Store().path(tiny).stat().st_size
+    assert found["bytes_per_token"] == bytes_per_token(open_header(Store().path(tiny)), 40 + 6 // 2)
     assert found["layout"] == "int4-asym-g32+int8-g32"
     assert len(found["repeats"]) == 3
     for name in ("prefill_tokens_per_second", "decode_tokens_per_second", "first_token_ms"):
@@ -51,6 +52,7 @@ def test_answers_have_the_length_asked_for_and_prompts_differ(
     generate = Model.generate
 
     def generate_and_keep(model: Model, prompt: list[int], params: SamplingParams) -> Stream:
+        assert set(params.logit_bias) == model.tokenizer.stop_ids  # no answer ends early
         streams.append(generate(model, prompt, params))
         return streams[-1]
 

@@ -32,14 +32,20 @@ def test_answers_know_what_was_said(run: Run, tiny: str, tiny_model: Model) -> N
     assert found.out == answers(say(tiny_model, "Hello", "Wer bist du? Ä", "And now?"))
 
 
-def test_reset_forgets_and_keeps_the_system_text(run: Run, tiny: str, tiny_model: Model) -> None:
-    found = run("chat", tiny, *N, "--system", "Be kind", stdin=b"One\n/reset\nTwo\n")
-    assert found.out == answers(say(tiny_model, "One", system="Be kind") + say(tiny_model, "Two", system="Be kind"))
+def test_reset_forgets_and_keeps_the_system_text(run: Run, tiny: str, tiny_model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    found = run("chat", tiny, *N, "--system", "Be kind", stdin=f"One\n/reset\nTwo\n/save {path}\n".encode())
+    expected = say(tiny_model, "Two", system="Be kind")
+    assert found.out == answers(say(tiny_model, "One", system="Be kind") + expected)
+    assert json.loads(path.read_text("utf-8"))["messages"] == expected
 
 
-def test_system_sets_and_takes_away(run: Run, tiny: str, tiny_model: Model) -> None:
-    found = run("chat", tiny, *N, stdin=b"/system Be brief\nOne\n/reset\n/system\nOne\n")
-    assert found.out == answers(say(tiny_model, "One", system="Be brief") + say(tiny_model, "One"))
+def test_system_sets_and_takes_away(run: Run, tiny: str, tiny_model: Model, tmp_path: Path) -> None:
+    first, second = tmp_path / "1.json", tmp_path / "2.json"
+    lines = f"/system Be brief\nOne\n/save {first}\n/reset\n/system\nOne\n/save {second}\n"
+    assert run("chat", tiny, *N, stdin=lines.encode()).code == 0
+    assert json.loads(first.read_text("utf-8"))["messages"] == say(tiny_model, "One", system="Be brief")
+    assert json.loads(second.read_text("utf-8"))["messages"] == say(tiny_model, "One")
 
 
 def test_save_writes_and_never_over_a_file(run: Run, tiny: str, tiny_model: Model, tmp_path: Path) -> None:

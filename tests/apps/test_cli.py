@@ -1,5 +1,6 @@
 """What becomes of bad command lines and bad files: one clear line and an exit code, never a traceback."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -123,10 +124,20 @@ def test_a_truncated_gguf(run: Run, tiny_gguf: Path, tmp_path: Path) -> None:
         assert run(*argv).code == 1
 
 
-def test_an_error_of_the_system_is_one_line_too(run: Run, tiny: str, tmp_path: Path) -> None:
+def test_an_error_of_the_system_is_one_line_too(
+    run: Run, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = run("convert", "nowhere.gguf", tmp_path / "out")
     assert (found.code, found.out) == (1, "")
     assert found.err.count("\n") == 1 and "nowhere.gguf" in found.err
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "unlink", full)
+    found = run("models", "rm", tiny)
+    assert (found.code, found.out) == (1, "")
+    assert found.err.startswith("edgellm: ") and "No space left on device" in found.err and found.err.count("\n") == 1
 
 
 def test_what_steers_a_terminal_does_not_get_into_messages(run: Run) -> None:
@@ -136,9 +147,11 @@ def test_what_steers_a_terminal_does_not_get_into_messages(run: Run) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes break otherwise there")
-def test_a_reader_that_goes_away_ends_it_quietly(run: Run, tiny: str) -> None:
-    command = [*LAUNCH, "run", tiny, "-p", "x", "-n", "200"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("argv", [["run", "tiny", "-p", "x", "-n", "200"], ["tokenize", "tiny"]])
+def test_a_reader_that_goes_away_ends_it_quietly(run: Run, tiny: str, argv: list[str]) -> None:
+    command = [*LAUNCH, *argv]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""

@@ -3,12 +3,14 @@
 import io
 import json
 import signal
+from argparse import ArgumentParser
 
 import pytest
 
 import edgellm
 from edgellm import Model, Piece, SamplingParams, Stream
-from edgellm.apps.commands.run import filled_context
+from edgellm.apps.answer import filled_context
+from edgellm.apps.options import add_sampling_options, sampling_params
 from tests.apps.conftest import Run
 
 QUESTION = [{"role": "user", "content": "Hi there"}]
@@ -40,8 +42,13 @@ def test_text_and_json_are_those_of_the_api(run: Run, tiny: str, tiny_model: Mod
     assert found["usage"]["num_completion_tokens"] == len(expected.ids)
 
 
-def test_every_sampling_option_arrives(run: Run, tiny: str, tiny_model: Model) -> None:
-    params = SamplingParams(
+def test_every_sampling_option_arrives() -> None:
+    parser = ArgumentParser()
+    add_sampling_options(parser)
+    assert sampling_params(parser.parse_args([])) == SamplingParams()
+    options = "-n 30 --temperature 1.5 --top-k 50 --top-p 0.9 --min-p 0.01 --repetition-penalty 1.3 --seed 7 --stop zq"
+    options += " --presence-penalty 0.4 --frequency-penalty 0.2 --logit-bias 5=2 --logit-bias 6=-1.5 --stop b"
+    assert sampling_params(parser.parse_args(options.split())) == SamplingParams(
         max_tokens=30,
         temperature=1.5,
         top_k=50,
@@ -52,11 +59,14 @@ def test_every_sampling_option_arrives(run: Run, tiny: str, tiny_model: Model) -
         frequency_penalty=0.2,
         seed=7,
         logit_bias={5: 2.0, 6: -1.5},
-        stop=("zq",),
+        stop=("zq", "b"),
     )
-    options = "-n 30 --temperature 1.5 --top-k 50 --top-p 0.9 --min-p 0.01 --repetition-penalty 1.3 --seed 7 --stop zq"
-    options += " --presence-penalty 0.4 --frequency-penalty 0.2 --logit-bias 5=2 --logit-bias 6=-1.5"
-    found = json.loads(run("run", tiny, "-p", "Hi there", "--json", *options.split()).out)
+
+
+def test_sampling_options_reach_the_model(run: Run, tiny: str, tiny_model: Model) -> None:
+    params = SamplingParams(max_tokens=30, temperature=1.5, seed=7)
+    options = ("-n", "30", "--temperature", "1.5", "--seed", "7", "--json")
+    found = json.loads(run("run", tiny, "-p", "Hi there", *options).out)
     assert found["ids"] == answer(tiny_model.chat(QUESTION, params)).ids
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from edgellm.converters.on_the_fly import pack_on_the_fly
+from edgellm.errors import KernelError
 from edgellm.kernels import jit
 from edgellm.kernels.targets import ISAS, host_target, target_for
-from edgellm.errors import KernelError
 from edgellm.memory.kv import KVCache, Sequence
 from edgellm.model import reference
 from edgellm.model.step import Rows, Stepper
@@ -60,7 +60,7 @@ def whole(library: jit.Library, packed: PackedModel) -> np.ndarray:
 
 
 def test_the_model_is_what_its_reference_computes(library: jit.Library, packed: PackedModel) -> None:
-    """Logits agree to float32's precision, but for a text where an activation's rounding to INT8 falls the other way."""
+    """Logits agree to float32's precision, but for a text where rounding an activation to INT8 falls the other way."""
     errors = []
     with stepper(library, packed) as run:
         for start in range(0, 300, 6):
@@ -89,10 +89,8 @@ def test_threads_do_not_change_a_bit(
         assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)
 
 
-def test_sequences_in_one_step_equal_each_alone(
-    library: jit.Library, packed: PackedModel, whole: np.ndarray
-) -> None:
-    """A prefill, a decode and a check of a few tokens of other sequences share a step; blocks are dealt out of order."""
+def test_sequences_in_one_step_equal_each_alone(library: jit.Library, packed: PackedModel, whole: np.ndarray) -> None:
+    """A prefill, a decode and a check of a few tokens share a step; blocks are dealt out of order."""
     with stepper(library, packed, threads=2) as (engine, cache):
         first, second, third = (Sequence(cache) for _ in range(3))
         for sequence in (first, second, third):

@@ -52,19 +52,30 @@ class QuantizedMatrix:
 
     def words(self, prefix: str = "") -> dict[str, int]:
         values = (
-            layout_number(self.layout), address(self.codes), address(self.scales), address(self.mins), self.layout.group,
-        )  # fmt: skip
-        return {prefix + name: value for name, value in zip(("layout", "codes", "scales", "mins", "group"), values, strict=True)}
+            layout_number(self.layout),
+            address(self.codes),
+            address(self.scales),
+            address(self.mins),
+            self.layout.group,
+        )
+        return {
+            prefix + name: value
+            for name, value in zip(("layout", "codes", "scales", "mins", "group"), values, strict=True)
+        }
 
 
 def read_activation(activation: Activation, rows: int, columns: int, heights: tuple[int, ...]) -> NDArray[np.float32]:
     """Quantized rows as floats [rows][columns]; `heights` are those of the tiles, in order."""
     blocks, result, start = columns // 32, np.empty((rows, columns), np.float32), 0
     for height in heights:
-        codes = activation.codes[start * columns : (start + height) * columns].reshape(blocks, height, 32).astype(np.int32)
+        codes = (
+            activation.codes[start * columns : (start + height) * columns].reshape(blocks, height, 32).astype(np.int32)
+        )
         meta = activation.meta[start * blocks * 6 : (start + height) * blocks * 6].reshape(blocks, 6, height)
         high_parts = meta[:, 4].copy().view(np.int8).reshape(blocks, height, 4).sum(-1)
-        np.put_along_axis(outliers := np.zeros_like(codes), meta[:, 5].view(np.int32)[..., None], high_parts[..., None], -1)
+        np.put_along_axis(
+            outliers := np.zeros_like(codes), meta[:, 5].view(np.int32)[..., None], high_parts[..., None], -1
+        )
         values = (codes + 128 * outliers).astype(np.float32) * meta[:, 0, :, None]
         result[start : start + height] = values.transpose(1, 0, 2).reshape(height, columns)
         start += height

@@ -28,9 +28,15 @@ def run_norm(library: Library, x: np.ndarray, weight: np.ndarray, threads: int =
     rows, width = x.shape
     rig, out = Rig(library, np.arange(rows, dtype=np.int32), threads), Activation(rows, width)
     record = ops.NORM.pack(
-        **rig.head("norm"), x=address(x), weight=address(weight), out_codes=address(out.codes), out_meta=address(out.meta),
-        width=width, epsilon=float_bits(EPSILON), selected=0,
-    )  # fmt: skip
+        **rig.head("norm"),
+        x=address(x),
+        weight=address(weight),
+        out_codes=address(out.codes),
+        out_meta=address(out.meta),
+        width=width,
+        epsilon=float_bits(EPSILON),
+        selected=0,
+    )
     rig.run("norm", record)
     return rig, out
 
@@ -101,13 +107,26 @@ def run_matmul(
     rig: Rig, activation: Activation, weight: QuantizedMatrix, epilogue: int, out: np.ndarray, **more: int
 ) -> None:
     part = dict.fromkeys(ops.PART.names, 0) | weight.words() | more
-    part |= {"panels": padded_rows(weight.rows) // 32, "epilogue": epilogue, "out": address(out), "stride": out.shape[-1]}
+    part |= {
+        "panels": padded_rows(weight.rows) // 32,
+        "epilogue": epilogue,
+        "out": address(out),
+        "stride": out.shape[-1],
+    }
     parts = rig.keep(ops.PART.pack(**part)[None])
     record = ops.MATMUL.pack(
-        **rig.head("matmul"), parts=address(parts), part_count=1, codes=address(activation.codes),
-        meta=address(activation.meta), columns=weight.columns, selected=0, scratch=address(rig.scratch), scratch_stride=1 << 20,
-        outliers=address(rig.outliers), outliers_stride=1 << 20,
-    )  # fmt: skip
+        **rig.head("matmul"),
+        parts=address(parts),
+        part_count=1,
+        codes=address(activation.codes),
+        meta=address(activation.meta),
+        columns=weight.columns,
+        selected=0,
+        scratch=address(rig.scratch),
+        scratch_stride=1 << 20,
+        outliers=address(rig.outliers),
+        outliers_stride=1 << 20,
+    )
     rig.run("matmul", record)
 
 

@@ -1,0 +1,36 @@
+# make demo    a fresh machine to an answer: environment, install, pull, pack, ask
+# make test    everything that must hold: format, lint, types, tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test install clean
+
+demo: $(BIN)/edgellm
+	$(BIN)/edgellm pull smollm2-135m-instruct
+	$(BIN)/edgellm run smollm2-135m-instruct -p "What is the capital of France?" --timings
+	@echo "Go on chatting with:  $(BIN)/edgellm chat"
+
+# mypy cannot follow the mapping of folders to packages, so it checks a plain installed copy.
+test: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build/typed && $(BIN)/python -m pip install --quiet --no-deps --target build/typed .
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+	$(BIN)/pytest
+
+$(BIN)/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'edgellm needs Python 3.11 or newer; set PYTHON=')"
+	$(PYTHON) -m venv $(VENV)
+
+$(BIN)/edgellm: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,21 @@
+"""What there is to say about an answer when it has ended."""
+
+from edgellm import SamplingParams, Stream
+
+
+def summary(stream: Stream) -> str:
+    """Usage and timings on a line."""
+    usage, timings = stream.usage, stream.timings
+    parts = [f"{usage.num_prompt_tokens} + {usage.num_completion_tokens} tokens"]
+    if timings.first_token_ms is not None:
+        parts.append(f"first after {timings.first_token_ms:.0f} ms")
+    if timings.prefill_tokens_per_second is not None:
+        parts.append(f"prefill {timings.prefill_tokens_per_second:.0f} tokens/s")
+    if timings.decode_tokens_per_second is not None:
+        parts.append(f"decode {timings.decode_tokens_per_second:.1f} tokens/s")
+    return "[" + ", ".join(parts) + "]"
+
+
+def filled_context(stream: Stream, params: SamplingParams) -> bool:
+    """Whether an answer ended for want of room, and not because it was as long as was asked for."""
+    return stream.finish_reason == "length" and len(stream.ids) != params.max_tokens
