@@ -4,7 +4,9 @@ from pathlib import Path
 
 import edgellm
 from edgellm.apps.terminal import StatusLine
+from edgellm.kernels import jit
 from edgellm.load import find_model
+from edgellm.store import cache_folder
 
 
 def find(model: str) -> Path:
@@ -13,11 +15,17 @@ def find(model: str) -> Path:
         return find_model(model, lambda done, total, _: line.show(f"packing {model}, once: {100 * done // total} %"))
 
 
+def load_kernels(isa: str | None = None) -> jit.Library:
+    """The kernels alone. Errors: KernelError."""
+    with StatusLine() as line:
+        return jit.load(cache_folder() / "kernels", isa=isa, progress=_compiling(line))
+
+
 def load(path: Path, *, context: int | None, threads: int | None, isa: str | None = None) -> edgellm.Model:
     """Open a packed file. Errors: as edgellm.load."""
     with StatusLine() as line:
+        return edgellm.load(path, context=context, threads=threads, isa=isa, progress=_compiling(line))
 
-        def compiling(done: int, total: int, name: str) -> None:
-            line.show(f"compiling kernels for this processor, once: {done}/{total}")
 
-        return edgellm.load(path, context=context, threads=threads, isa=isa, progress=compiling)
+def _compiling(line: StatusLine) -> jit.Progress:
+    return lambda done, total, _: line.show(f"compiling kernels for this processor, once: {done}/{total}")

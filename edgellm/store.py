@@ -58,7 +58,9 @@ class Store:
     def not_found(self, name: str) -> str:
         """Says that there is no such model, which ones come near, and what there is."""
         names = self.names()
-        near = difflib.get_close_matches(name.lower(), {*names, *CATALOGUE}, n=3, cutoff=0.5)
+        known, wanted = sorted({*names, *CATALOGUE}), name.lower()
+        near = [other for other in known if wanted and (other.startswith(wanted) or wanted.startswith(other))][:3]
+        near = near or difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
         question = f"did you mean {' or '.join(near)}? " if near else ""
         return (
             f"there is no model {name!r:.200}; {question}Models here: {', '.join(names) or 'none yet'}. "

@@ -24,7 +24,7 @@ Progress = Callable[[int, int, str], None]  # done, total, name of the kernel at
 Entry = Callable[[int, int, int, int], None]
 ENTRY_TYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 DIGEST_BYTES = 32
-ENTRY_POINTS = ("attend", "combine", "embed", "follow", "lead", "matmul", "norm", "sample")
+ENTRY_POINTS = ("attend", "combine", "embed", "follow", "lead", "matmul", "norm", "read", "sample")
 
 
 class Library:
@@ -60,12 +60,21 @@ def load(cache: Path, *, isa: str | None = None, progress: Progress | None = Non
     Errors: KernelError.
     """
     target = target_for(isa)
-    path = cache / f"kernels-{target.isa}-{_identity(target)}.o"
+    path = _path(cache, target)
     code = _read(path)
     if code is None:
         code = _compile(target, cache, progress)
         _write(path, code)
     return Library(target, code)
+
+
+def is_cached(cache: Path, *, isa: str | None = None) -> bool:
+    """Whether `load` would find the kernels compiled."""
+    return _read(_path(cache, target_for(isa))) is not None
+
+
+def _path(cache: Path, target: Target) -> Path:
+    return cache / f"kernels-{target.isa}-{_identity(target)}.o"
 
 
 def _identity(target: Target) -> str:

@@ -100,6 +100,9 @@ SAMPLER = Record(
     "history", "history_count", "bias", "bias_count", "scratch", "chosen",
 )  # fmt: skip
 
+# A sum over the data, int64 [bytes/8]; out int64 [threads][8]
+READ = Record(*HEAD, "data", "bytes", "out")
+
 # The team: every word on a cache line of its own where threads wait on it
 TEAM = Record(
     "epoch", *(f"_{i}" for i in range(7)), "arrivals", *(f"_{i}" for i in range(7, 14)), "generation",

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import Any
 
-from edgellm.apps.loading import find, load
+from edgellm.apps.loading import find, load, load_kernels
 from edgellm.apps.measurement import Speed, bytes_per_token, measure_speed, median_speed, peak_rss_bytes
 from edgellm.apps.options import MODEL_HELP, add_json, add_threads, at_least
 from edgellm.apps.progress import bar
@@ -14,6 +14,7 @@ from edgellm.errors import OptionError
 from edgellm.kernels.targets import ISAS
 from edgellm.model import bandwidth
 from edgellm.packed_header import open_header
+from edgellm.threads import available_processors
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def main(args: Namespace) -> int:
         name, isa, threads = model.name, model.isa, model.threads
     median = median_speed(speeds)
     traffic = bytes_per_token(header, args.prompt + args.generate // 2)
-    readable = bandwidth.measure(threads)
+    readable = bandwidth.measure(load_kernels(args.isa), threads, available_processors().count)
     facts = {
         "model": name,
         "layout": "+".join(header.layout_names),

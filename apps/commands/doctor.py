@@ -9,9 +9,11 @@ from typing import Any
 
 import psutil
 
+from edgellm.apps.loading import load_kernels
 from edgellm.apps.options import add_json
 from edgellm.apps.tables import size, write_facts
 from edgellm.apps.terminal import write_json
+from edgellm.kernels import jit
 from edgellm.kernels.targets import host_target
 from edgellm.model import bandwidth
 from edgellm.store import Store, cache_folder
@@ -36,6 +38,7 @@ def main(args: Namespace) -> int:
 
 def examine() -> dict[str, Any]:
     target, processors, memory = host_target(), available_processors(), psutil.virtual_memory()
+    compiled = jit.is_cached(cache_folder() / "kernels")
     return {
         "cpu": _cpu_name(),
         "llvm_cpu": target.cpu,
@@ -44,11 +47,11 @@ def examine() -> dict[str, Any]:
         "threads_reason": processors.reason,
         "memory_bytes": memory.total,
         "available_memory_bytes": memory.available,
-        "read_bandwidth_bytes_per_second": bandwidth.measure(processors.count),
+        "read_bandwidth_bytes_per_second": bandwidth.measure(load_kernels(), processors.count, processors.count),
         "models_folder": str(Store().models_folder),
         "models": len(Store().names()),
         "cache_folder": str(cache_folder()),
-        "kernels_compiled": any((cache_folder() / "kernels").glob(f"kernels-{target.isa}-*.o")),
+        "kernels_were_compiled": compiled,
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -66,7 +69,7 @@ def _show(facts: dict[str, Any]) -> None:
             "read bandwidth": f"{size(facts['read_bandwidth_bytes_per_second'])}/s with {facts['threads']} threads",
             "models": f"{facts['models']} in {facts['models_folder']}",
             "cache": facts["cache_folder"],
-            "kernels": "compiled" if facts["kernels_compiled"] else "not compiled yet: the first start does it, once",
+            "kernels": "were compiled before" if facts["kernels_were_compiled"] else "compiled just now, once",
             "system": facts["platform"],
             "python": facts["python"],
             **{name: found or "not installed" for name, found in facts["packages"].items()},

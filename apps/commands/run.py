@@ -26,6 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_engine_options(parser)
     add_sampling_options(parser)
+    parser.add_argument("--timings", action="store_true", help="say how long it took, even where nobody watches")
     add_json(parser)
 
 
@@ -39,7 +40,7 @@ def main(args: Namespace) -> int:
             for piece in stream:
                 if not args.json:
                     write_text(piece.text)
-        _finish(stream, params, model, as_json=args.json)
+        _finish(stream, params, model, args)
     return INTERRUPTED if stream.finish_reason == "cancelled" else 0
 
 
@@ -60,8 +61,8 @@ def _start(model: Model, prompt: str, params: SamplingParams, args: Namespace) -
     return model.chat([*messages, {"role": "user", "content": prompt}], params)
 
 
-def _finish(stream: Stream, params: SamplingParams, model: Model, *, as_json: bool) -> None:
-    if as_json:
+def _finish(stream: Stream, params: SamplingParams, model: Model, args: Namespace) -> None:
+    if args.json:
         write_json(
             {
                 "text": stream.text,
@@ -74,6 +75,9 @@ def _finish(stream: Stream, params: SamplingParams, model: Model, *, as_json: bo
         )
         return
     write_text("\n")
-    note(summary(stream))
+    if args.timings:
+        sys.stderr.write(f"{summary(stream)}\n")
+    else:
+        note(summary(stream))
     if filled_context(stream, params):
         note(f"the answer ends here because the context of {model.context} tokens is full")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 def entry_points() -> dict[str, Callable[..., None]]:
     """What the compiled library exports, by name."""
-    from edgellm.kernels.cpu import attention, embed, matmul, norm, sample, team
+    from edgellm.kernels.cpu import attention, embed, matmul, norm, read, sample, team
 
     return {
         "attend": attention.attend,
@@ -15,5 +15,6 @@ def entry_points() -> dict[str, Callable[..., None]]:
         "lead": team.lead,
         "matmul": matmul.matmul,
         "norm": norm.norm,
+        "read": read.read,
         "sample": sample.sample,
     }

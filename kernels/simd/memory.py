@@ -77,6 +77,11 @@ def f32_from_bits(b: Builder, bits: Any) -> Any:
     return b.bitcast(b.trunc(bits, I32), F32)
 
 
+@operation(i32x16, address)
+def load_i32x16(b: Builder, where: Any) -> Any:
+    return b.load(pointer(b, where, I32X16), align=4)
+
+
 @operation(u8x64, address)
 def load_u8x64(b: Builder, where: Any) -> Any:
     return b.load(pointer(b, where, u8x64.llvm), align=1)

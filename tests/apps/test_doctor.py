@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgellm.kernels import jit
 from edgellm.kernels.targets import host_target
 from edgellm.model import bandwidth
 from edgellm.threads import available_processors
@@ -30,11 +31,18 @@ def test_json(run: Run, tiny: str, home: Path) -> None:
 
 
 def test_kernels_are_found_once_they_are_compiled(run: Run, home: Path) -> None:
-    (home / "cache" / "kernels").unlink()  # the link to the shared cache
-    assert json.loads(run("doctor", "--json").out)["kernels_compiled"] is False
-    (home / "cache" / "kernels").mkdir()
-    (home / "cache" / "kernels" / f"kernels-{host_target().isa}-0123.o").touch()
-    assert json.loads(run("doctor", "--json").out)["kernels_compiled"] is True
+    assert json.loads(run("doctor", "--json").out)["kernels_were_compiled"] is True
+    kernels = home / "cache" / "kernels"
+    compiled = list(kernels.resolve().glob(f"kernels-{host_target().isa}-*.o"))  # of older sources as well
+    kernels.unlink()  # the link to the shared cache
+    kernels.mkdir()
+    assert not jit.is_cached(kernels)
+    for path in compiled:
+        (kernels / path.name).write_bytes(path.read_bytes()[:-1])
+    assert not jit.is_cached(kernels), "a damaged file counts for nothing"
+    for path in compiled:
+        (kernels / path.name).write_bytes(path.read_bytes())
+    assert jit.is_cached(kernels)
 
 
 def test_text_for_people(run: Run) -> None:
