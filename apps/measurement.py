@@ -3,7 +3,6 @@
 import random
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,29 +26,28 @@ class Speed:
     first_token_ms: float
 
 
-def measure_speed(
-    model: Model, num_prompt_tokens: int, num_tokens: int, repeats: int, progress: Callable[[int, int], None]
-) -> list[Speed]:
-    """Answer random prompts, each another one so that no cache of prefixes helps; the first is not counted."""
-    draw = random.Random(0)
-    _answer(model, draw, min(WARM_UP_TOKENS, num_prompt_tokens), 2)  # reads the mapped file into memory
-    speeds = []
-    for done in range(repeats):
-        progress(done, repeats)
-        speeds.append(_answer(model, draw, num_prompt_tokens, num_tokens))
-    return speeds
+class Course:
+    """Answers random prompts, each another one so that no cache of prefixes helps."""
 
+    def __init__(self, model: Model, num_prompt_tokens: int, num_tokens: int) -> None:
+        self._model, self._draw = model, random.Random(0)
+        self._num_prompt_tokens, self._num_tokens = num_prompt_tokens, num_tokens
+        self._answer(min(WARM_UP_TOKENS, num_prompt_tokens), 2)  # reads the mapped file into memory
 
-def _answer(model: Model, draw: random.Random, num_prompt_tokens: int, num_tokens: int) -> Speed:
-    prompt = [draw.randrange(model.config.vocabulary) for _ in range(num_prompt_tokens)]
-    bias = dict.fromkeys(model.tokenizer.stop_ids, NEVER)
-    with model.generate(prompt, SamplingParams(max_tokens=num_tokens, logit_bias=bias)) as stream:
-        for _ in stream:
-            pass
-    timings = stream.timings
-    assert len(stream.ids) == num_tokens, len(stream.ids)
-    assert timings.prefill_tokens_per_second and timings.decode_tokens_per_second and timings.first_token_ms
-    return Speed(timings.prefill_tokens_per_second, timings.decode_tokens_per_second, timings.first_token_ms)
+    def run(self) -> Speed:
+        return self._answer(self._num_prompt_tokens, self._num_tokens)
+
+    def _answer(self, num_prompt_tokens: int, num_tokens: int) -> Speed:
+        model = self._model
+        prompt = [self._draw.randrange(model.config.vocabulary) for _ in range(num_prompt_tokens)]
+        bias = dict.fromkeys(model.tokenizer.stop_ids, NEVER)
+        with model.generate(prompt, SamplingParams(max_tokens=num_tokens, logit_bias=bias)) as stream:
+            for _ in stream:
+                pass
+        timings = stream.timings
+        assert len(stream.ids) == num_tokens, len(stream.ids)
+        assert timings.prefill_tokens_per_second and timings.decode_tokens_per_second and timings.first_token_ms
+        return Speed(timings.prefill_tokens_per_second, timings.decode_tokens_per_second, timings.first_token_ms)
 
 
 def median_speed(speeds: list[Speed]) -> Speed:

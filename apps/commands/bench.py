@@ -1,19 +1,21 @@
-"""edgellm bench: speed and memory of a model on this machine."""
+"""edgellm bench: speed and memory of a model on this machine, alone or in turn with llama.cpp."""
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from edgellm.apps.loading import find, load, load_kernels
-from edgellm.apps.measurement import Speed, bytes_per_token, measure_speed, median_speed, peak_rss_bytes
+from edgellm.apps.measurement import Course, Speed, bytes_per_token, median_speed, peak_rss_bytes
 from edgellm.apps.options import MODEL_HELP, add_json, add_threads, at_least
+from edgellm.apps.peer import PeerResult, measure_peer
 from edgellm.apps.progress import bar
 from edgellm.apps.tables import size, write_facts
 from edgellm.apps.terminal import write_json
 from edgellm.errors import OptionError
 from edgellm.kernels.targets import ISAS
 from edgellm.model import bandwidth
-from edgellm.packed_header import open_header
+from edgellm.packed_header import PackedHeader, open_header
 from edgellm.threads import available_processors
 
 
@@ -27,6 +29,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--repeat", type=int, default=5, metavar="R", help="times to measure (default: %(default)s)")
     parser.add_argument("--isa", choices=ISAS, help="use a lesser instruction set of this processor")
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE.gguf", help="measure llama.cpp on this file as well, in turn with edgellm"
+    )
     add_threads(parser)
     add_json(parser)
 
@@ -42,9 +47,29 @@ def main(args: Namespace) -> int:
             f"--prompt {args.prompt} and --generate {args.generate} are more than the {header.config.context} tokens "
             f"that {args.model} takes; ask for less"
         )
+    facts, peers = _measure(path, header, args)
+    if args.against is not None:
+        facts |= _comparison(facts, peers)
+    if args.json:
+        write_json(facts)
+    else:
+        _show(facts)
+    return 0
+
+
+def _measure(path: Path, header: PackedHeader, args: Namespace) -> tuple[dict[str, Any], list[PeerResult]]:
+    """Our figures, and llama.cpp's repeats where it is asked for: one of us, one of them, and so on."""
+    speeds: list[Speed] = []
+    peers: list[PeerResult] = []
+    context = args.prompt + args.generate
     with load(path, context=context, threads=args.threads, isa=args.isa) as model:
+        course = Course(model, args.prompt, args.generate)
         with bar("measuring") as progress:
-            speeds = measure_speed(model, args.prompt, args.generate, args.repeat, progress)
+            for done in range(args.repeat):
+                progress(done, args.repeat)
+                speeds.append(course.run())
+                if args.against is not None:
+                    peers.append(measure_peer(args.against, args.prompt, args.generate, model.threads))
         peak = peak_rss_bytes()  # before the bandwidth's buffer adds to it
         name, isa, threads = model.name, model.isa, model.threads
     median = median_speed(speeds)
@@ -65,28 +90,51 @@ def main(args: Namespace) -> int:
         "bandwidth_fraction": median.decode_tokens_per_second * traffic / readable,
         "repeats": [asdict(speed) for speed in speeds],
     }
-    if args.json:
-        write_json(facts)
-    else:
-        _show(facts, speeds)
-    return 0
+    return facts, peers
 
 
-def _show(facts: dict[str, Any], speeds: list[Speed]) -> None:
-    def with_spread(name: str, unit: str) -> str:
-        values = [getattr(speed, name) for speed in speeds]
-        return f"{facts[name]:.1f} {unit} ({min(values):.1f} to {max(values):.1f} in {len(values)})"
+def _comparison(facts: dict[str, Any], peers: list[PeerResult]) -> dict[str, Any]:
+    """The peer's figures, and ours as multiples of them: medians of the same run."""
+    median = median_speed([peer.speed for peer in peers])
+    return {
+        "peer": {
+            "model": peers[0].model,
+            "threads": facts["threads"],
+            **asdict(median),
+            "peak_rss_bytes": max(peer.peak_rss_bytes for peer in peers),
+            "repeats": [asdict(peer.speed) for peer in peers],
+        },
+        "ratio": {
+            "prefill": facts["prefill_tokens_per_second"] / median.prefill_tokens_per_second,
+            "decode": facts["decode_tokens_per_second"] / median.decode_tokens_per_second,
+        },
+    }
 
-    write_facts(
-        {
-            "model": f"{facts['model']}, {facts['layout']}",
-            "kernels": f"{facts['isa']}, threads: {facts['threads']}",
-            f"prefill of {facts['prompt']}": with_spread("prefill_tokens_per_second", "tokens/s"),
-            f"decode of {facts['generate']}": with_spread("decode_tokens_per_second", "tokens/s"),
-            "first token": with_spread("first_token_ms", "ms"),
-            "peak memory": f"{size(facts['peak_rss_bytes'])}, with the mapped file of {size(facts['mapped_bytes'])}",
-            "read per token": size(facts["bytes_per_token"]),
-            "read bandwidth": f"{size(facts['read_bandwidth_bytes_per_second'])}/s",
-            "decoding reaches": f"{facts['bandwidth_fraction']:.0%} of it",
+
+def _with_spread(facts: dict[str, Any], name: str, unit: str) -> str:
+    values = [repeat[name] for repeat in facts["repeats"]]
+    return f"{facts[name]:.1f} {unit} ({min(values):.1f} to {max(values):.1f} in {len(values)})"
+
+
+def _show(facts: dict[str, Any]) -> None:
+    prefill, decode = f"prefill of {facts['prompt']}", f"decode of {facts['generate']}"
+    lines = {
+        "model": f"{facts['model']}, {facts['layout']}",
+        "kernels": f"{facts['isa']}, threads: {facts['threads']}",
+        prefill: _with_spread(facts, "prefill_tokens_per_second", "tokens/s"),
+        decode: _with_spread(facts, "decode_tokens_per_second", "tokens/s"),
+        "first token": _with_spread(facts, "first_token_ms", "ms"),
+        "peak memory": f"{size(facts['peak_rss_bytes'])}, with the mapped file of {size(facts['mapped_bytes'])}",
+        "read per token": size(facts["bytes_per_token"]),
+        "read bandwidth": f"{size(facts['read_bandwidth_bytes_per_second'])}/s",
+        "decoding reaches": f"{facts['bandwidth_fraction']:.0%} of it",
+    }
+    if "peer" in facts:
+        peer, ratio = facts["peer"], facts["ratio"]
+        lines |= {
+            "llama.cpp": f"{peer['model']}, peak memory {size(peer['peak_rss_bytes'])}",
+            f"its {prefill}": _with_spread(peer, "prefill_tokens_per_second", "tokens/s"),
+            f"its {decode}": _with_spread(peer, "decode_tokens_per_second", "tokens/s"),
+            "we are faster by": f"{ratio['prefill']:.2f} x in prefill, {ratio['decode']:.2f} x in decode",
         }
-    )
+    write_facts(lines)

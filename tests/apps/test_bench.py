@@ -2,13 +2,15 @@
 
 import json
 import statistics
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from edgellm import Model, SamplingParams, Stream
 from edgellm.apps.loading import load_kernels
-from edgellm.apps.measurement import bytes_per_token, kv_bytes, peak_rss_bytes
+from edgellm.apps.measurement import Course, Speed, bytes_per_token, kv_bytes, peak_rss_bytes
+from edgellm.apps.peer import PeerResult
 from edgellm.apps.pull import pull
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVCache
@@ -74,6 +76,46 @@ def test_text_for_people(run: Run, tiny: str) -> None:
 def test_options_out_of_range(run: Run, tiny: str, options: list[str]) -> None:
     found = run("bench", tiny, *SMALL, *options)
     assert (found.code, found.out) == (2, "") and options[1] in found.err
+
+
+def test_against_compares_medians_of_repeats_in_turn(run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    run_course = Course.run
+
+    def ours(course: Course) -> Speed:
+        order.append("ours")
+        return run_course(course)
+
+    def theirs(gguf: Path, num_prompt_tokens: int, num_tokens: int, threads: int) -> PeerResult:
+        order.append("theirs")
+        assert (gguf, num_prompt_tokens, num_tokens, threads) == (Path("peer.gguf"), 40, 6, 1)
+        return PeerResult("peer.gguf", Speed(100.0 * len(order), 10.0, 5.0), len(order))
+
+    monkeypatch.setattr(Course, "run", ours)
+    monkeypatch.setattr("edgellm.apps.commands.bench.measure_peer", theirs)
+    found = json.loads(run("bench", tiny, *SMALL, "--json", "--against", "peer.gguf").out)
+    assert order == ["ours", "theirs"] * 3
+    peer = found["peer"]
+    assert (peer["prefill_tokens_per_second"], peer["decode_tokens_per_second"], peer["peak_rss_bytes"]) == (400, 10, 6)
+    assert [repeat["prefill_tokens_per_second"] for repeat in peer["repeats"]] == [200, 400, 600]
+    assert found["ratio"]["prefill"] == found["prefill_tokens_per_second"] / 400
+    assert found["ratio"]["decode"] == found["decode_tokens_per_second"] / 10
+    assert "x in prefill" in run("bench", tiny, *SMALL, "--against", "peer.gguf").out
+
+
+def test_without_llama_cpp_the_remedy_is_named(run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgellm.apps.peer.find_spec", lambda name: None)
+    found = run("bench", tiny, *SMALL, "--against", "peer.gguf")
+    assert (found.code, found.out) == (2, "") and "pip install 'edgellm[bench]'" in found.err
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="needs the extra 'bench'")
+def test_llama_cpp_is_measured(run: Run, tiny: str, tiny_gguf: Path, tmp_path: Path) -> None:
+    found = json.loads(run("bench", tiny, *SMALL, "--json", "--against", tiny_gguf).out)
+    assert len(found["peer"]["repeats"]) == 3 and found["peer"]["decode_tokens_per_second"] > 0
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF")
+    failed = run("bench", tiny, *SMALL, "--against", tmp_path / "bad.gguf")
+    assert failed.code == 1 and "llama.cpp failed on" in failed.err
 
 
 @pytest.mark.parametrize("tied", [True, False])
