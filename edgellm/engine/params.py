@@ -9,7 +9,7 @@ from edgellm.errors import OptionError
 MAX_INT = 2**31 - 1
 # Ranges by name: lowest, highest, whether the lowest itself is allowed, what switches the option off
 RANGES: dict[str, tuple[float, float, bool, str]] = {
-    "max_tokens": (1, MAX_INT, True, "None goes on until the context is full"),
+    "max_tokens": (1, MAX_INT, True, "without it the answer goes on until the context is full"),
     "temperature": (0.0, 100.0, True, "0 always takes the most likely token"),
     "top_k": (0, MAX_INT, True, "0 keeps all tokens"),
     "top_p": (0.0, 1.0, False, "1 keeps all tokens"),
@@ -17,7 +17,7 @@ RANGES: dict[str, tuple[float, float, bool, str]] = {
     "repetition_penalty": (0.0, 100.0, False, "1 changes nothing"),
     "presence_penalty": (-100.0, 100.0, True, "0 changes nothing"),
     "frequency_penalty": (-100.0, 100.0, True, "0 changes nothing"),
-    "seed": (0, 2**63 - 1, True, "None draws a seed"),
+    "seed": (0, 2**63 - 1, True, "without it a seed is drawn"),
 }
 
 
@@ -60,4 +60,4 @@ def _check_number(name: str, value: object, whole: bool) -> None:
     assert isinstance(value, int | float)
     if not (lowest <= value <= highest) or (value == lowest and not inclusive):
         bracket = "[" if inclusive else "("
-        raise OptionError(f"{name} {value!r} is outside {bracket}{lowest:g}, {highest:g}]; {remedy}")
+        raise OptionError(f"{name} {value!r} is outside {bracket}{lowest:.12g}, {highest:.12g}]; {remedy}")
