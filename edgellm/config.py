@@ -53,6 +53,8 @@ class ModelConfig:
         for name, value in (("width", self.width), ("head size", self.head_size), ("ffn width", self.ffn_width)):
             if value % 32:
                 raise UnsupportedModelError(f"{name} {value} is not a multiple of 32, as the kernels need")
+        if self.head_size > 256:
+            raise UnsupportedModelError(f"head size {self.head_size} is more than the 256 that the kernels take")
         if self.rope_size % 2 or self.rope_size > self.head_size:
             raise UnsupportedModelError(
                 f"rope size {self.rope_size} is odd or larger than the head size {self.head_size}"

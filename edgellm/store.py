@@ -57,6 +57,8 @@ class Store:
 
     def not_found(self, name: str) -> str:
         """Says that there is no such model, which ones come near, and what there is."""
+        if name in CATALOGUE:
+            return f"the model {name} is not here yet; get it with `edgellm pull {name}`"
         names = self.names()
         known, wanted = sorted({*names, *CATALOGUE}), name.lower()
         near = [other for other in known if wanted and (other.startswith(wanted) or wanted.startswith(other))][:3]

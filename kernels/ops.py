@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 KV_BLOCK = 32  # tokens of a KV block
 CHUNK = 256  # positions whose attention is summed before it is folded into the rest, in this order
 SPAN_QUERIES = 24  # query vectors that attention handles together
+QUERY_STRIDE = 272  # floats between them: room for a head of 256, and not a multiple of what a cache set spans
 SPLIT_ROWS = 16  # up to this many rows, attention splits positions over the team
 
 

@@ -49,7 +49,7 @@ class Buffers:
         split_rows = min(rows, ops.SPLIT_ROWS)
         self.partials = aligned_zeros(split_rows * config.heads * self.chunks * result, np.float32)
         queries = max(ops.SPAN_QUERIES, config.heads // config.kv_heads)
-        attention = queries * (config.head_size + ops.CHUNK + 2 * result)
+        attention = queries * (ops.QUERY_STRIDE + ops.CHUNK + 2 * result)
         self.scratch_stride = 4 * max(attention, 2 * MAX_TILE_ROWS * BLOCK)
         blocks = max(config.width, attention_width, config.ffn_width) // BLOCK
         self.outliers = aligned_zeros((threads, rows * (blocks + 1)), np.int32)

@@ -16,7 +16,7 @@ from edgellm.kernels.cpu.math import exp
 from edgellm.kernels.cpu.quantize import quantize_block
 from edgellm.kernels.cpu.rows import META, SEQUENCES, kv_address, tile_height, tile_start
 from edgellm.kernels.layouts import BLOCK
-from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, SPAN_QUERIES, STEP
+from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, QUERY_STRIDE, SPAN_QUERIES, STEP
 from edgellm.kernels.simd.arithmetic import (
     choose,
     fma,
@@ -53,6 +53,7 @@ ROWS, POSITIONS, SPANS, SPAN_COUNT, SPLIT = STEP.rows, STEP.positions, STEP.span
 LOWEST = np.float32(-np.inf)
 ZERO = np.float32(0.0)
 HEADER = 16  # floats in front of a result's o: m, l
+# Queries handled together
 QUERY_HEIGHTS = (8, 4, 3, 2, 1)
 
 
@@ -61,16 +62,17 @@ def make_scores(queries: int) -> Callable[..., None]:
     zeros = zero_tile(f32x16, 2 * queries)
 
     @kernel
-    def scores(q: int, q_stride: int, keys: int, head_size: int, out: int) -> None:
-        """q float32 [E][q_stride], keys float16 [E][32] -> out float32 [queries][CHUNK], 32 columns of it."""
+    def scores(q: int, keys: int, head_size: int, out: int) -> None:
+        """q float32 [queries][QUERY_STRIDE], keys float16 [E][32] -> out float32 [queries][CHUNK], 32 columns of it."""
         total = zeros()
-        for e in range(head_size):
-            low, high = load_f16x16(keys + e * 64), load_f16x16(keys + e * 64 + 32)
+        for _ in range(head_size):
+            low, high = load_f16x16(keys), load_f16x16(keys + 32)
             for i in range(queries):
-                value = broadcast_f32(q + i * 4)
+                value = broadcast_f32(q + i * QUERY_STRIDE * 4)
                 total = put(total, 2 * i, fma(value, low, total[2 * i]))
                 total = put(total, 2 * i + 1, fma(value, high, total[2 * i + 1]))
-            q += q_stride * 4
+            q += 4
+            keys += 64
         for i in range(queries):
             store_f32x16(out + i * CHUNK * 4, total[2 * i])
             store_f32x16(out + i * CHUNK * 4 + 64, total[2 * i + 1])
@@ -111,24 +113,24 @@ values_8, values_4, values_3, values_2, values_1 = (make_values(n) for n in QUER
 
 
 @kernel
-def score_block(q: int, queries: int, q_stride: int, keys: int, head_size: int, out: int) -> None:
+def score_block(q: int, queries: int, keys: int, head_size: int, out: int) -> None:
     i = 0
     while i < queries:
-        left, at, to = queries - i, q + i * 4, out + i * CHUNK * 4
+        left, at, to = queries - i, q + i * QUERY_STRIDE * 4, out + i * CHUNK * 4
         if left >= 8:
-            scores_8(at, q_stride, keys, head_size, to)
+            scores_8(at, keys, head_size, to)
             i += 8
         elif left >= 4:
-            scores_4(at, q_stride, keys, head_size, to)
+            scores_4(at, keys, head_size, to)
             i += 4
         elif left == 3:
-            scores_3(at, q_stride, keys, head_size, to)
+            scores_3(at, keys, head_size, to)
             i += 3
         elif left == 2:
-            scores_2(at, q_stride, keys, head_size, to)
+            scores_2(at, keys, head_size, to)
             i += 2
         else:
-            scores_1(at, q_stride, keys, head_size, to)
+            scores_1(at, keys, head_size, to)
             i += 1
 
 
@@ -210,13 +212,13 @@ def emit(op: int, step: int, result: int, row: int, head: int) -> None:
 
 
 @kernel
-def gather_queries(op: int, row: int, count: int, kv_head: int, group: int, stride: int, out: int) -> None:
-    """The unit's queries, float32 [E][stride]: query i is head i % G of row i // G."""
+def gather_queries(op: int, row: int, count: int, kv_head: int, group: int, out: int) -> None:
+    """The unit's queries, float32 [.][QUERY_STRIDE]: query i is head i % G of row i // G."""
     head_size, heads = load_i64(op + HEAD_SIZE), load_i64(op + HEADS)
     for i in range(count * group):
         q = load_i64(op + Q) + ((row + i // group) * heads + kv_head * group + i % group) * head_size * 4
-        for e in range(head_size):
-            store_f32(out + (e * stride + i) * 4, load_f32(q + e * 4))
+        for at in range(0, head_size * 4, 64):
+            store_f32x16(out + i * QUERY_STRIDE * 4 + at, load_f32x16(q + at))
 
 
 @kernel
@@ -225,10 +227,10 @@ def attend_chunk(
 ) -> None:
     """(m, l, o) of a chunk for every query of a unit; l = 0 where a query sees nothing of it.
 
-    queries float32 [E][G * rows of a span], scores float32 [.][CHUNK], results float32 [.][HEADER + E]
+    queries float32 [.][QUERY_STRIDE], scores float32 [.][CHUNK], results float32 [.][HEADER + E]
     """
     head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
-    stride, result_stride = max(SPAN_QUERIES, group), HEADER + head_size
+    result_stride = HEADER + head_size
     kv_offset = load_i64(op + KV_OFFSET) + kv_head * load_i64(op + HEAD_STRIDE)
     block_stride = load_i64(op + BLOCK_STRIDE)
     sequence = load_i32(load_i64(step + SEQUENCES) + row * 4)
@@ -237,7 +239,7 @@ def attend_chunk(
     width = min(CHUNK, position + count - begin)
     for at in range(0, width, KV_BLOCK):
         keys = kv_address(step, sequence, begin + at, kv_offset, block_stride)
-        score_block(queries, count * group, stride, keys, head_size, scores + at * 4)
+        score_block(queries, count * group, keys, head_size, scores + at * 4)
     padded = (width + KV_BLOCK - 1) // KV_BLOCK * KV_BLOCK
     for i in range(count * group):
         result = results + i * result_stride * 4
@@ -258,10 +260,10 @@ def attend_unit(op: int, step: int, span: int, kv_head: int, scratch: int) -> No
     row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
     size, stride = max(SPAN_QUERIES, group), HEADER + head_size
     queries = scratch
-    scores = queries + size * head_size * 4
+    scores = queries + size * QUERY_STRIDE * 4
     chunk_results = scores + size * CHUNK * 4
     results = chunk_results + size * stride * 4
-    gather_queries(op, row, count, kv_head, group, size, queries)
+    gather_queries(op, row, count, kv_head, group, queries)
     last = load_i32(load_i64(step + POSITIONS) + row * 4) + count - 1
     for chunk in range(last // CHUNK + 1):
         attend_chunk(op, step, chunk, row, count, kv_head, queries, scores, chunk_results)
@@ -289,9 +291,9 @@ def attend_split_unit(op: int, step: int, span: int, kv_head: int, chunk: int, s
     row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
     size, stride = max(SPAN_QUERIES, group), HEADER + head_size
     queries = scratch
-    scores = queries + size * head_size * 4
+    scores = queries + size * QUERY_STRIDE * 4
     results = scores + size * CHUNK * 4
-    gather_queries(op, row, count, kv_head, group, size, queries)
+    gather_queries(op, row, count, kv_head, group, queries)
     attend_chunk(op, step, chunk, row, count, kv_head, queries, scores, results)
     for i in range(count * group):
         to = partial_at(op, row + i // group, kv_head * group + i % group, chunk)

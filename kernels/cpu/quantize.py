@@ -13,30 +13,22 @@ import numpy as np
 from edgellm.kernels.cpu.math import round_to_i32
 from edgellm.kernels.simd.arithmetic import (
     absolute,
-    choose,
-    choose_i32,
-    equal,
-    equal_f32,
-    fold_max,
-    fold_min_i32,
+    first_equal,
+    fold_largest_two,
     fold_sum_i32,
-    lane_numbers,
-    maximum,
+    lane_of,
     splat_f32,
-    splat_i32,
-    zero_f32,
 )
-from edgellm.kernels.simd.kernel import kernel
+from edgellm.kernels.simd.kernel import inlined
 from edgellm.kernels.simd.memory import store_f32, store_i8, store_i8x16, store_i32
 
 CODE_MAX = np.float32(127.0)
 OUTLIER_MAX = np.float32(127.0 * 128.0)
 OUTLIER_RATIO = np.float32(2.0)
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
-NOWHERE = 32
 
 
-@kernel
+@inlined
 def quantize_block(low: Any, high: Any, codes: int, meta: int, tokens: int) -> None:
     """Inputs 0..15 and 16..31 of a block -> 32 codes and the block's meta data in a tile of `tokens` rows.
 
@@ -44,28 +36,21 @@ def quantize_block(low: Any, high: Any, codes: int, meta: int, tokens: int) -> N
     a block of zeros has scale 0.
     """
     low_size, high_size = absolute(low), absolute(high)
-    largest = fold_max(maximum(low_size, high_size))
-    lanes, nowhere = lane_numbers(), splat_i32(NOWHERE)
-    in_low = choose_i32(equal_f32(low_size, splat_f32(largest)), lanes, nowhere)
-    in_high = choose_i32(equal_f32(high_size, splat_f32(largest)), lanes + splat_i32(16), nowhere)
-    place = min(fold_min_i32(in_low), fold_min_i32(in_high))
-    is_low, is_high = equal(lanes, splat_i32(place)), equal(lanes, splat_i32(place - 16))
-    second = fold_max(maximum(choose(is_low, zero_f32(), low_size), choose(is_high, zero_f32(), high_size)))
+    largest, second = fold_largest_two(low_size, high_size)
+    scale = largest / CODE_MAX
+    inverse = CODE_MAX / largest if largest > ZERO else ZERO
     if largest > OUTLIER_RATIO * second:
         scale = max(second / CODE_MAX, largest / OUTLIER_MAX)
         inverse = ONE / scale
-    else:
-        scale = largest / CODE_MAX
-        inverse = CODE_MAX / largest if largest > ZERO else ZERO
     low_codes = round_to_i32(low * splat_f32(inverse))
     high_codes = round_to_i32(high * splat_f32(inverse))
     store_i8x16(codes, low_codes)
     store_i8x16(codes + 16, high_codes)
     total = fold_sum_i32(low_codes + high_codes)
-    word, high_part = 0, 0
+    word, place, high_part = 0, 0, 0
     if largest > OUTLIER_RATIO * second:
-        nothing = splat_i32(0)
-        code = fold_sum_i32(choose_i32(is_low, low_codes, nothing) + choose_i32(is_high, high_codes, nothing))
+        place = first_equal(low_size, high_size, largest) & 31
+        code = lane_of(low_codes, place) if place < 16 else lane_of(high_codes, place & 15)
         high_part = (code + 64) >> 7
         store_i8(codes + place, code - 128 * high_part)
         word = (high_part & 255) << 8 * (place & 3)
@@ -75,4 +60,4 @@ def quantize_block(low: Any, high: Any, codes: int, meta: int, tokens: int) -> N
     store_i32(meta + tokens * 8, -8 * low_total)
     store_i32(meta + tokens * 12, -128 * low_total)
     store_i32(meta + tokens * 16, word)
-    store_i32(meta + tokens * 20, place & 31)
+    store_i32(meta + tokens * 20, place)

@@ -13,6 +13,7 @@ from numba.extending import lower_builtin
 
 from edgellm.kernels.simd.vectors import (
     F32,
+    I1,
     I16,
     I32,
     I64,
@@ -181,9 +182,35 @@ def fold_sum_i32(b: Builder, v: Any) -> Any:
     return b.sext(_fold(b, v, b.add), I64)
 
 
-@operation(types.int64, i32x16)
-def fold_min_i32(b: Builder, v: Any) -> Any:
-    return b.sext(_fold(b, v, lambda x, y: b.select(b.icmp_signed("<", x, y), x, y)), I64)
+@operation(types.UniTuple(types.float32, 2), f32x16, f32x16)
+def fold_largest_two(b: Builder, x: Any, y: Any) -> Any:
+    """The largest of 32 lanes, and the largest of the other 31."""
+
+    def ordered(p: Any, q: Any) -> tuple[Any, Any]:
+        p_wins = b.fcmp_ordered(">", p, q)
+        return b.select(p_wins, p, q), b.select(p_wins, q, p)
+
+    first, second = ordered(x, y)
+    for width in (8, 4, 2, 1):
+        halves = list(range(width)), list(range(width, 2 * width))
+        first, loser = ordered(*(shuffle(b, first, half) for half in halves))
+        second, _ = ordered(*(shuffle(b, second, half) for half in halves))
+        second, _ = ordered(second, loser)
+    pair = b.insert_value(ir.Constant(ir.ArrayType(F32, 2), ir.Undefined), b.extract_element(first, I32(0)), 0)
+    return b.insert_value(pair, b.extract_element(second, I32(0)), 1)
+
+
+@operation(types.int64, f32x16, f32x16, types.float32)
+def first_equal(b: Builder, x: Any, y: Any, value: Any) -> Any:
+    """The first of 32 lanes that holds the value; 32 where none does."""
+    low, high = (b.zext(b.bitcast(b.fcmp_ordered("==", v, splat(b, value)), I16), I64) for v in (x, y))
+    mask = b.or_(b.or_(low, b.shl(high, I64(16))), I64(1 << 32))
+    return call(b, "llvm.cttz.i64", I64, mask, I1(1))
+
+
+@operation(types.int64, i32x16, types.int64)
+def lane_of(b: Builder, v: Any, lane: Any) -> Any:
+    return b.sext(b.extract_element(v, lane), I64)
 
 
 @operation(types.float32, types.float32)

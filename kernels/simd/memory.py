@@ -185,6 +185,16 @@ def store_i8x16(b: Builder, where: Any, v: Any) -> None:
     b.store(b.trunc(v, I8X16), pointer(b, where, I8X16), align=1)
 
 
+@operation(types.void, address)
+def prefetch(b: Builder, where: Any) -> None:
+    """Ask for the cache line at an address, which may lie behind the end of anything."""
+    line = pointer(b, where, I8)
+    name = "llvm.prefetch.p0"
+    function_type = ir.FunctionType(ir.VoidType(), [line.type, I32, I32, I32])
+    function = b.module.globals.get(name) or ir.Function(b.module, function_type, name)
+    b.call(function, [line, I32(0), I32(3), I32(1)])
+
+
 @operation(types.int64, address)
 def load_acquire(b: Builder, where: Any) -> Any:
     return b.load_atomic(pointer(b, where, I64), "acquire", 8)

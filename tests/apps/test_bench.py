@@ -61,7 +61,8 @@ def test_answers_have_the_length_asked_for_and_prompts_differ(
 
     monkeypatch.setattr(Model, "generate", generate_and_keep)
     assert run("bench", tiny, *SMALL, "--json").code == 0
-    measured = streams[1:]
+    warm_ups, measured = streams[::2], streams[1::2]
+    assert [(len(stream.prompt_ids), len(stream.ids)) for stream in warm_ups] == [(8, 2)] * 3
     assert [(len(stream.prompt_ids), len(stream.ids)) for stream in measured] == [(40, 6)] * 3
     assert len({tuple(stream.prompt_ids) for stream in measured}) == 3
 

@@ -40,6 +40,8 @@ def test_empty_store(tmp_path: Path) -> None:
 def test_unknown_name_shows_near_matches_and_what_can_be_pulled(store: Store) -> None:
     with pytest.raises(ModelNotFoundError, match=r"did you mean tiny-1\.0\?.*here: tiny-1\.0.*smollm2-135m-instruct"):
         store.path("Tiny1.0")
+    with pytest.raises(ModelNotFoundError, match="get it with `edgellm pull smollm2-135m-instruct`"):
+        store.path("smollm2-135m-instruct")
     with pytest.raises(ModelNotFoundError, match="did you mean smollm2-135m-instruct"):
         store.path("smollm-135m")
     with pytest.raises(ModelNotFoundError, match="'zzz'; Models here"):
