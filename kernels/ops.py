@@ -12,7 +12,7 @@ Buffers:
     activation    what a matrix product reads: rows quantized to INT8 with a scale per block of 32, see below
     logits        float32 [logit rows][V]
     kv            one arena of blocks of KV_BLOCK tokens; a block holds [L][K][keys, values]:
-                  keys float16 [E][KV_BLOCK], values float16 [KV_BLOCK][E]
+                  keys bf16 [E/2][KV_BLOCK][2], values bf16 [KV_BLOCK/2][E][2]
 
 An activation holds rows in tiles of T rows, the heights that `tile_height` gives (largest first). The tile of rows
 r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 24 in the meta bytes:
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 KV_BLOCK = 32  # tokens of a KV block
 CHUNK = 256  # positions whose attention is summed before it is folded into the rest, in this order
 SPAN_QUERIES = 24  # query vectors that attention handles together
-QUERY_STRIDE = 272  # floats between them: room for a head of 256, and not a multiple of what a cache set spans
+QUERY_STRIDE = 272  # values from one query to the next: room for a head of 256, and no multiple of a cache way
 SPLIT_ROWS = 16  # up to this many rows, attention splits positions over the team
 
 

@@ -1,7 +1,7 @@
 """Every operation of ops.py in plain NumPy: the oracle that kernels are tested against.
 
 Same names, natural layouts, float64 sums where the order of additions is the kernels' own business. Rounding that is
-part of an operation's meaning (INT8 activations, f16 keys and values) is done here as the kernels do it.
+part of an operation's meaning (INT8 activations, bf16 keys and values) is done here as the kernels do it.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.kernels.layouts import BLOCK
+from edgellm.kernels.ops import CHUNK
 
 Array = NDArray[Any]
 
@@ -59,18 +60,34 @@ def rope(x: Array, positions: Array, frequencies: Array) -> Any:
     return result
 
 
+def bf16(x: Array) -> Any:
+    """Rounded to bf16, ties to even, as float32; below 2^-60 it is zero."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    return np.where(np.abs(x) < 2.0**-60, np.float32(0), rounded)
+
+
 def attend(q: Array, keys: Array, values: Array, first_position: int) -> Any:
-    """Causal attention with grouped heads.
+    """Causal attention with grouped heads, on queries, keys, values and weights in bf16.
 
     q [R][H][E], scaled, at positions first_position..; keys and values [S][K][E] of positions 0..S-1 -> [R][H][E]
     """
     rows, heads, _ = q.shape
-    keys, values = (np.repeat(np.asarray(a, np.float64), heads // a.shape[1], axis=1) for a in (keys, values))
-    scores = np.einsum("rhe,she->rhs", np.asarray(q, np.float64), keys)
+    q, keys, values = (bf16(a).astype(np.float64) for a in (q, keys, values))
+    keys, values = (np.repeat(a, heads // a.shape[1], axis=1) for a in (keys, values))
+    scores = np.einsum("rhe,she->rhs", q, keys)
     visible = np.arange(len(keys)) <= first_position + np.arange(rows)[:, None]
     scores = np.where(visible[:, None, :], scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("rhs,she->rhe", weights / weights.sum(-1, keepdims=True), values)
+    top = scores.max(-1)
+    outputs, sums = np.zeros(q.shape), np.zeros((rows, heads))
+    for start in range(0, len(keys), CHUNK):
+        part = scores[:, :, start : start + CHUNK]
+        largest = np.maximum(part.max(-1), -1e30)  # a chunk of which a row sees nothing weighs nothing
+        weights = bf16(np.exp(part - largest[..., None])).astype(np.float64)
+        share = np.exp(largest - top)
+        sums += share * weights.sum(-1)
+        outputs += share[..., None] * np.einsum("rhs,she->rhe", weights, values[start : start + CHUNK])
+    return outputs / sums[..., None]
 
 
 def silu(x: Array) -> Any:

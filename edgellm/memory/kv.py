@@ -1,6 +1,6 @@
 """The KV cache: blocks of KV_BLOCK tokens from one arena, and sequences made of them.
 
-    arena    float16 [blocks][L][K][ keys [E][KV_BLOCK], values [KV_BLOCK][E] ]
+    arena    bf16 [blocks][L][K][ keys [E/2][KV_BLOCK][2], values [KV_BLOCK/2][E][2] ]
 
 A block is one contiguous piece of all layers, so that it can be shared, counted and stored as a whole.
 """

@@ -24,8 +24,8 @@ def forward(packed: PackedModel, ids: Sequence[int]) -> Any:
         q, k, v = (reference.matmul(h, weights[f"attention.{name}"]) for name in "qkv")
         heads = (len(ids), -1, config.head_size)
         q = reference.rope(q.reshape(heads), positions, frequencies) * config.head_size**-0.5
-        k = reference.rope(k.reshape(heads), positions, frequencies).astype(np.float16)
-        attended = reference.attend(q, k, v.reshape(heads).astype(np.float16), 0)
+        k = reference.rope(k.reshape(heads), positions, frequencies)
+        attended = reference.attend(q, k, v.reshape(heads), 0)
         x = x + reference.matmul(attended.reshape(len(ids), -1), weights["attention.output"])
         h = reference.norm(x, next(norms), config.norm_epsilon)
         activated = reference.silu(reference.matmul(h, weights["ffn.gate"])) * reference.matmul(h, weights["ffn.up"])

@@ -5,7 +5,8 @@ exp(score - m), and the sum of exp(score - m) * value. Chunks are folded into on
 (online softmax; Milakov and Gimelshein, arXiv 1805.02867), by one thread or after several have worked: the same bits.
 
 A unit of work is a span (neighbouring rows of a sequence) and a key/value head: `count * G` query vectors, which are
-rows i of a small matrix product with the keys (16 positions in the lanes) and then with the values.
+rows i of a small matrix product with the keys (16 positions in the lanes) and then with the values, in bf16 with
+float32 sums.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, QUERY_STRIDE, SPAN_QUERIES, STEP
 from edgellm.kernels.simd.arithmetic import (
     choose,
-    fma,
     fold_max,
     fold_sum,
     lane_numbers,
@@ -31,13 +31,14 @@ from edgellm.kernels.simd.arithmetic import (
     zero_f32,
     zero_tile,
 )
+from edgellm.kernels.simd.bfloat import dot_bf16, from_bf16, store_bf16, to_bf16
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (
-    broadcast_f32,
-    load_f16x16,
+    broadcast_i32,
     load_f32,
     load_f32x16,
     load_i32,
+    load_i32x16,
     load_i64,
     store_f32,
     store_f32x16,
@@ -63,16 +64,16 @@ def make_scores(queries: int) -> Callable[..., None]:
 
     @kernel
     def scores(q: int, keys: int, head_size: int, out: int) -> None:
-        """q float32 [queries][QUERY_STRIDE], keys float16 [E][32] -> out float32 [queries][CHUNK], 32 columns of it."""
+        """q bf16 [queries][QUERY_STRIDE], keys bf16 [E/2][32][2] -> out float32 [queries][CHUNK], 32 columns of it."""
         total = zeros()
-        for _ in range(head_size):
-            low, high = load_f16x16(keys), load_f16x16(keys + 32)
+        for _ in range(head_size >> 1):
+            low, high = load_i32x16(keys), load_i32x16(keys + 64)
             for i in range(queries):
-                value = broadcast_f32(q + i * QUERY_STRIDE * 4)
-                total = put(total, 2 * i, fma(value, low, total[2 * i]))
-                total = put(total, 2 * i + 1, fma(value, high, total[2 * i + 1]))
+                pair = broadcast_i32(q + i * QUERY_STRIDE * 2)
+                total = put(total, 2 * i, dot_bf16(total[2 * i], low, pair))
+                total = put(total, 2 * i + 1, dot_bf16(total[2 * i + 1], high, pair))
             q += 4
-            keys += 64
+            keys += 128
         for i in range(queries):
             store_f32x16(out + i * CHUNK * 4, total[2 * i])
             store_f32x16(out + i * CHUNK * 4 + 64, total[2 * i + 1])
@@ -85,19 +86,19 @@ def make_values(queries: int) -> Callable[..., None]:
     """Weighted sums of values, 32 entries of the head, of a number of queries, over one block."""
 
     @kernel
-    def values(weights: int, rows: int, head_size: int, count: int, out: int, out_stride: int) -> None:
-        """weights float32 [queries][CHUNK], rows float16 [count][E] -> out float32 [queries][out_stride] += ..."""
+    def values(weights: int, rows: int, head_size: int, pairs: int, out: int, out_stride: int) -> None:
+        """weights bf16 [queries][2 CHUNK], rows bf16 [pairs][E][2] -> out float32 [queries][out_stride] += ..."""
         total = zeros()
         for i in range(queries):
             total = put(total, 2 * i, load_f32x16(out + i * out_stride * 4))
             total = put(total, 2 * i + 1, load_f32x16(out + i * out_stride * 4 + 64))
-        for _ in range(count):
-            low, high = load_f16x16(rows), load_f16x16(rows + 32)
+        for _ in range(pairs):
+            low, high = load_i32x16(rows), load_i32x16(rows + 64)
             for i in range(queries):
-                weight = broadcast_f32(weights + i * CHUNK * 4)
-                total = put(total, 2 * i, fma(weight, low, total[2 * i]))
-                total = put(total, 2 * i + 1, fma(weight, high, total[2 * i + 1]))
-            rows += head_size * 2
+                pair = broadcast_i32(weights + i * CHUNK * 4)
+                total = put(total, 2 * i, dot_bf16(total[2 * i], low, pair))
+                total = put(total, 2 * i + 1, dot_bf16(total[2 * i + 1], high, pair))
+            rows += head_size * 4
             weights += 4
         for i in range(queries):
             store_f32x16(out + i * out_stride * 4, total[2 * i])
@@ -116,7 +117,7 @@ values_8, values_4, values_3, values_2, values_1 = (make_values(n) for n in QUER
 def score_block(q: int, queries: int, keys: int, head_size: int, out: int) -> None:
     i = 0
     while i < queries:
-        left, at, to = queries - i, q + i * QUERY_STRIDE * 4, out + i * CHUNK * 4
+        left, at, to = queries - i, q + i * QUERY_STRIDE * 2, out + i * CHUNK * 4
         if left >= 8:
             scores_8(at, keys, head_size, to)
             i += 8
@@ -135,32 +136,35 @@ def score_block(q: int, queries: int, keys: int, head_size: int, out: int) -> No
 
 
 @kernel
-def add_values(weights: int, queries: int, rows: int, head_size: int, count: int, out: int, out_stride: int) -> None:
+def add_values(weights: int, queries: int, rows: int, head_size: int, pairs: int, out: int, out_stride: int) -> None:
     for entry in range(0, head_size, 32):
         i = 0
         while i < queries:
             left, at, to = queries - i, weights + i * CHUNK * 4, out + (i * out_stride + entry) * 4
-            of = rows + entry * 2
+            of = rows + entry * 4
             if left >= 8:
-                values_8(at, of, head_size, count, to, out_stride)
+                values_8(at, of, head_size, pairs, to, out_stride)
                 i += 8
             elif left >= 4:
-                values_4(at, of, head_size, count, to, out_stride)
+                values_4(at, of, head_size, pairs, to, out_stride)
                 i += 4
             elif left == 3:
-                values_3(at, of, head_size, count, to, out_stride)
+                values_3(at, of, head_size, pairs, to, out_stride)
                 i += 3
             elif left == 2:
-                values_2(at, of, head_size, count, to, out_stride)
+                values_2(at, of, head_size, pairs, to, out_stride)
                 i += 2
             else:
-                values_1(at, of, head_size, count, to, out_stride)
+                values_1(at, of, head_size, pairs, to, out_stride)
                 i += 1
 
 
 @kernel
 def soften(scores: int, visible: int, width: int, result: int) -> None:
-    """scores float32 [width], of which `visible` count -> exp(score - m), 0 behind; m and l into the result."""
+    """scores float32 [width], of which `visible` count, become weights bf16 [width]; m and l into the result.
+
+    A weight is exp(score - m), and 0 behind the visible; l sums the weights as they were rounded.
+    """
     largest = splat_f32(LOWEST)
     for i in range(0, width, 16):
         seen = less(lane_numbers() + splat_i32(i), splat_i32(visible))
@@ -170,8 +174,9 @@ def soften(scores: int, visible: int, width: int, result: int) -> None:
     for i in range(0, width, 16):
         seen = less(lane_numbers() + splat_i32(i), splat_i32(visible))
         weight = choose(seen, exp(load_f32x16(scores + i * 4) - splat_f32(m)), zero_f32())
-        store_f32x16(scores + i * 4, weight)
-        total = total + weight
+        bits = to_bf16(weight)
+        store_bf16(scores + i * 2, bits)
+        total = total + from_bf16(bits)
     store_f32(result, m)
     store_f32(result + 4, fold_sum(total))
 
@@ -213,12 +218,12 @@ def emit(op: int, step: int, result: int, row: int, head: int) -> None:
 
 @kernel
 def gather_queries(op: int, row: int, count: int, kv_head: int, group: int, out: int) -> None:
-    """The unit's queries, float32 [.][QUERY_STRIDE]: query i is head i % G of row i // G."""
+    """The unit's queries, bf16 [.][QUERY_STRIDE]: query i is head i % G of row i // G."""
     head_size, heads = load_i64(op + HEAD_SIZE), load_i64(op + HEADS)
     for i in range(count * group):
         q = load_i64(op + Q) + ((row + i // group) * heads + kv_head * group + i % group) * head_size * 4
-        for at in range(0, head_size * 4, 64):
-            store_f32x16(out + i * QUERY_STRIDE * 4 + at, load_f32x16(q + at))
+        for entry in range(0, head_size, 16):
+            store_bf16(out + (i * QUERY_STRIDE + entry) * 2, to_bf16(load_f32x16(q + entry * 4)))
 
 
 @kernel
@@ -227,7 +232,7 @@ def attend_chunk(
 ) -> None:
     """(m, l, o) of a chunk for every query of a unit; l = 0 where a query sees nothing of it.
 
-    queries float32 [.][QUERY_STRIDE], scores float32 [.][CHUNK], results float32 [.][HEADER + E]
+    queries bf16 [.][QUERY_STRIDE], scores float32 [.][CHUNK], results float32 [.][HEADER + E]
     """
     head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
     result_stride = HEADER + head_size
@@ -249,8 +254,8 @@ def attend_chunk(
             store_f32x16(result + (HEADER + entry) * 4, zero_f32())
     for at in range(0, width, KV_BLOCK):
         values = kv_address(step, sequence, begin + at, kv_offset, block_stride) + head_size * KV_BLOCK * 2
-        seen = min(KV_BLOCK, width - at)
-        add_values(scores + at * 4, count * group, values, head_size, seen, results + HEADER * 4, result_stride)
+        pairs = (min(KV_BLOCK, width - at) + 1) >> 1
+        add_values(scores + at * 2, count * group, values, head_size, pairs, results + HEADER * 4, result_stride)
 
 
 @kernel
@@ -260,7 +265,7 @@ def attend_unit(op: int, step: int, span: int, kv_head: int, scratch: int) -> No
     row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
     size, stride = max(SPAN_QUERIES, group), HEADER + head_size
     queries = scratch
-    scores = queries + size * QUERY_STRIDE * 4
+    scores = queries + size * QUERY_STRIDE * 2
     chunk_results = scores + size * CHUNK * 4
     results = chunk_results + size * stride * 4
     gather_queries(op, row, count, kv_head, group, queries)
@@ -291,7 +296,7 @@ def attend_split_unit(op: int, step: int, span: int, kv_head: int, chunk: int, s
     row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
     size, stride = max(SPAN_QUERIES, group), HEADER + head_size
     queries = scratch
-    scores = queries + size * QUERY_STRIDE * 4
+    scores = queries + size * QUERY_STRIDE * 2
     results = scores + size * CHUNK * 4
     gather_queries(op, row, count, kv_head, group, queries)
     attend_chunk(op, step, chunk, row, count, kv_head, queries, scores, results)

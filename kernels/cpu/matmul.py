@@ -26,14 +26,13 @@ from edgellm.kernels.ops import (
     SWIGLU,
 )
 from edgellm.kernels.simd.arithmetic import fma, splat_f32, swap_pairs
+from edgellm.kernels.simd.bfloat import scatter_bf16, scatter_pairs, to_bf16
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (
     f32_from_bits,
     load_f32x16,
     load_i32,
     load_i64,
-    scatter_f16x16,
-    store_f16x16,
     store_f32x16,
     store_i32,
 )
@@ -104,9 +103,10 @@ def into_cache(part: int, step: int, y: int, row: int, first: int, is_key: int) 
         at = entry + half * 16
         if is_key:
             v = rotated(y + half * 64, load_i64(part + ROPE), head_size, position, at)
-            scatter_f16x16(base + (at * KV_BLOCK + slot) * 2, v, KV_BLOCK * 2)
+            scatter_pairs(base + (at * KV_BLOCK + slot * 2) * 2, to_bf16(v), KV_BLOCK * 4)
         else:
-            store_f16x16(base + (KV_BLOCK + slot) * head_size * 2 + at * 2, load_f32x16(y + half * 64))
+            values = base + (KV_BLOCK + (slot & -2)) * head_size * 2 + (slot & 1) * 2
+            scatter_bf16(values + at * 4, to_bf16(load_f32x16(y + half * 64)), 4)
 
 
 @kernel

@@ -28,7 +28,6 @@ from edgellm.kernels.simd.vectors import (
 
 F32X16, I32X16 = f32x16.llvm, i32x16.llvm
 I16X16, F16X16, I8X16 = (ir.VectorType(element, LANES) for element in (I16, F16, I8))
-F16_MAX = 65504.0
 
 
 @operation(types.int64, address)
@@ -133,40 +132,6 @@ def load_f16x16(b: Builder, where: Any) -> Any:
 @operation(types.float32, address)
 def load_f16(b: Builder, where: Any) -> Any:
     return b.extract_element(_from_f16(b, splat(b, b.load(pointer(b, where, I16), align=2))), I32(0))
-
-
-def _to_f16(b: Builder, v: Any) -> Any:
-    """16 f32 as f16 bits, nearest even; what f16 cannot hold becomes its largest value, so no infinity is stored."""
-    limited = call(b, "llvm.minnum.v16f32", F32X16, v, constant(F32X16, F16_MAX))
-    limited = call(b, "llvm.maxnum.v16f32", F32X16, limited, constant(F32X16, -F16_MAX))
-    if selected().native_f16:
-        return b.bitcast(b.fptrunc(limited, F16X16), I16X16)
-    bits = b.bitcast(limited, I32X16)
-    magnitude = b.and_(bits, constant(I32X16, 0x7FFFFFFF))
-    # Normal: round the 13 dropped bits to nearest even, then rebias the exponent by 112.
-    odd = b.and_(b.lshr(magnitude, constant(I32X16, 13)), constant(I32X16, 1))
-    rounded = b.add(magnitude, b.add(odd, constant(I32X16, 0x0FFF - (112 << 23))))
-    normal = b.lshr(rounded, constant(I32X16, 13))
-    # Subnormal: adding 0.5 leaves the value in units of 2^-24 in the low bits, rounded by the addition.
-    small = b.fadd(b.bitcast(magnitude, F32X16), constant(F32X16, 0.5))
-    subnormal = b.sub(b.bitcast(small, I32X16), constant(I32X16, 0x3F000000))
-    is_small = b.icmp_unsigned("<", magnitude, constant(I32X16, 113 << 23))
-    sign = b.lshr(b.and_(bits, constant(I32X16, -(1 << 31))), constant(I32X16, 16))
-    return b.trunc(b.or_(b.select(is_small, subnormal, normal), sign), I16X16)
-
-
-@operation(types.void, address, f32x16)
-def store_f16x16(b: Builder, where: Any, v: Any) -> None:
-    b.store(_to_f16(b, v), pointer(b, where, I16X16), align=2)
-
-
-@operation(types.void, address, f32x16, types.int64)
-def scatter_f16x16(b: Builder, where: Any, v: Any, stride: Any) -> None:
-    """As store_f16x16, but `stride` bytes apart."""
-    halves = _to_f16(b, v)
-    for lane in range(LANES):
-        b.store(b.extract_element(halves, I32(lane)), pointer(b, where, I16), align=2)
-        where = b.add(where, stride)
 
 
 @operation(types.void, address, i32x16)
