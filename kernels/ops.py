@@ -8,7 +8,7 @@ A step works on R rows, each a token, its position and its sequence. Shapes are 
 Buffers:
 
     residual      float32 [R][D]     the stream that layers add to
-    q             float32 [R][H*E]   queries, rotated and scaled
+    q             float32 [R][H*E]   queries, rotated and scaled, by log2(e) as well: attention takes powers of two
     activation    what a matrix product reads: rows quantized to INT8 with a scale per block of 32, see below
     logits        float32 [logit rows][V]
     kv            one arena of blocks of KV_BLOCK tokens; a block holds [L][K][keys, values]:

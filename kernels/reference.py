@@ -70,7 +70,8 @@ def bf16(x: Array) -> Any:
 def attend(q: Array, keys: Array, values: Array, first_position: int) -> Any:
     """Causal attention with grouped heads, on queries, keys, values and weights in bf16.
 
-    q [R][H][E], scaled, at positions first_position..; keys and values [S][K][E] of positions 0..S-1 -> [R][H][E]
+    q [R][H][E], scaled (by log2(e) as well), at positions first_position..; keys and values [S][K][E] of positions
+    0..S-1 -> [R][H][E]
     """
     rows, heads, _ = q.shape
     q, keys, values = (bf16(a).astype(np.float64) for a in (q, keys, values))
@@ -83,8 +84,9 @@ def attend(q: Array, keys: Array, values: Array, first_position: int) -> Any:
     for start in range(0, len(keys), CHUNK):
         part = scores[:, :, start : start + CHUNK]
         largest = np.maximum(part.max(-1), -1e30)  # a chunk of which a row sees nothing weighs nothing
-        weights = bf16(np.exp(part - largest[..., None])).astype(np.float64)
-        share = np.exp(largest - top)
+        weights = bf16(np.exp2(np.maximum(part - largest[..., None], -59.5)))
+        weights = np.where(visible[:, None, start : start + CHUNK], weights, 0).astype(np.float64)
+        share = np.exp2(largest - top)
         sums += share * weights.sum(-1)
         outputs += share[..., None] * np.einsum("rhs,she->rhe", weights, values[start : start + CHUNK])
     return outputs / sums[..., None]

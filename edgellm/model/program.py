@@ -8,6 +8,7 @@
 A bar is a barrier; so is every line's beginning.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -148,7 +149,7 @@ class ProgramWriter:
         common = {
             "rope": address(self._rope.table),
             "head_size": config.head_size,
-            "scale": float_bits(config.head_size**-0.5),
+            "scale": float_bits(config.head_size**-0.5 * math.log2(math.e)),
             "kv_offset": layer * self._cache.layer_stride,
             "head_stride": self._cache.head_stride,
             "block_stride": self._cache.block_stride,

@@ -23,7 +23,7 @@ def forward(packed: PackedModel, ids: Sequence[int]) -> Any:
         h = reference.norm(x, next(norms), config.norm_epsilon)
         q, k, v = (reference.matmul(h, weights[f"attention.{name}"]) for name in "qkv")
         heads = (len(ids), -1, config.head_size)
-        q = reference.rope(q.reshape(heads), positions, frequencies) * config.head_size**-0.5
+        q = reference.rope(q.reshape(heads), positions, frequencies) * config.head_size**-0.5 * np.log2(np.e)
         k = reference.rope(k.reshape(heads), positions, frequencies)
         attended = reference.attend(q, k, v.reshape(heads), 0)
         x = x + reference.matmul(attended.reshape(len(ids), -1), weights["attention.output"])

@@ -1,8 +1,9 @@
 """Causal attention over the KV cache, with grouped heads stacked as rows.
 
 Positions are taken in chunks of CHUNK, from 0. A chunk of a query gives (m, l, o): the largest score, the sum of
-exp(score - m), and the sum of exp(score - m) * value. Chunks are folded into one another in ascending order
-(online softmax; Milakov and Gimelshein, arXiv 1805.02867), by one thread or after several have worked: the same bits.
+2^(score - m), and the sum of 2^(score - m) * value; queries come scaled by log2(e), which makes it the softmax. Chunks
+are folded into one another in ascending order (online softmax; Milakov and Gimelshein, arXiv 1805.02867), by one thread
+or after several have worked: the same bits.
 
 A unit of work is a span (neighbouring rows of a sequence) and a key/value head: `count * G` query vectors, which are
 rows i of a small matrix product with the keys (16 positions in the lanes) and then with the values, in bf16 with
@@ -13,13 +14,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgellm.kernels.cpu.math import exp
+from edgellm.kernels.cpu.math import exp2
 from edgellm.kernels.cpu.quantize import quantize_block
 from edgellm.kernels.cpu.rows import META, SEQUENCES, kv_address, tile_height, tile_start
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, QUERY_STRIDE, SPAN_QUERIES, STEP
 from edgellm.kernels.simd.arithmetic import (
     choose,
+    choose_i32,
     fold_max,
     fold_sum,
     lane_numbers,
@@ -31,7 +33,7 @@ from edgellm.kernels.simd.arithmetic import (
     zero_f32,
     zero_tile,
 )
-from edgellm.kernels.simd.bfloat import dot_bf16, from_bf16, store_bf16, to_bf16
+from edgellm.kernels.simd.bfloat import dot_bf16, from_bf16, round_to_bf16, store_bf16, to_bf16
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (
     broadcast_i32,
@@ -163,18 +165,24 @@ def add_values(weights: int, queries: int, rows: int, head_size: int, pairs: int
 def soften(scores: int, visible: int, width: int, result: int) -> None:
     """scores float32 [width], of which `visible` count, become weights bf16 [width]; m and l into the result.
 
-    A weight is exp(score - m), and 0 behind the visible; l sums the weights as they were rounded.
+    A weight is 2^(score - m), and 0 behind the visible; l sums the weights as they were rounded.
     """
+    whole = max(min(visible, width), 0) & -16
     largest = splat_f32(LOWEST)
-    for i in range(0, width, 16):
-        seen = less(lane_numbers() + splat_i32(i), splat_i32(visible))
-        largest = maximum(choose(seen, load_f32x16(scores + i * 4), splat_f32(LOWEST)), largest)
+    for i in range(0, whole, 16):
+        largest = maximum(load_f32x16(scores + i * 4), largest)
+    if whole < width:
+        seen = less(lane_numbers(), splat_i32(visible - whole))
+        largest = maximum(choose(seen, load_f32x16(scores + whole * 4), splat_f32(LOWEST)), largest)
     m = fold_max(largest)
-    total = zero_f32()
-    for i in range(0, width, 16):
-        seen = less(lane_numbers() + splat_i32(i), splat_i32(visible))
-        weight = choose(seen, exp(load_f32x16(scores + i * 4) - splat_f32(m)), zero_f32())
-        bits = to_bf16(weight)
+    top, total = splat_f32(m), zero_f32()
+    for i in range(0, whole, 16):
+        bits = round_to_bf16(exp2(load_f32x16(scores + i * 4) - top))
+        store_bf16(scores + i * 2, bits)
+        total = total + from_bf16(bits)
+    for i in range(whole, width, 16):
+        seen = less(lane_numbers(), splat_i32(visible - i))
+        bits = choose_i32(seen, round_to_bf16(exp2(load_f32x16(scores + i * 4) - top)), splat_i32(0))
         store_bf16(scores + i * 2, bits)
         total = total + from_bf16(bits)
     store_f32(result, m)
@@ -186,7 +194,7 @@ def fold(into: int, chunk: int, head_size: int) -> None:
     """Fold a later chunk's (m, l, o) into an earlier result."""
     m, m_chunk = load_f32(into), load_f32(chunk)
     m_new = m if m > m_chunk else m_chunk
-    keep, take = exp(splat_f32(m - m_new)), exp(splat_f32(m_chunk - m_new))
+    keep, take = exp2(splat_f32(m - m_new)), exp2(splat_f32(m_chunk - m_new))
     store_f32(into, m_new)
     both = splat_f32(load_f32(into + 4)) * keep + splat_f32(load_f32(chunk + 4)) * take
     store_f32(into + 4, fold_max(both))

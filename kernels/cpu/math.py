@@ -15,7 +15,7 @@ from edgellm.kernels.simd.arithmetic import (
     splat_i32,
     zero_f32,
 )
-from edgellm.kernels.simd.kernel import kernel
+from edgellm.kernels.simd.kernel import inlined, kernel
 
 LIMIT = np.float32(87.0)  # exp stays a normal float inside
 LOG2_E = np.float32(1.4426950408889634)
@@ -25,6 +25,9 @@ MINUS_LN2_LOW = np.float32(2.12194440e-4)
 C6, C5, C4, C3, C2 = (
     np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1)
 )
+# 2^r on [-1/2, 1/2], fitted for the least relative error
+D5, D4, D3, D2, D1 = (np.float32(c) for c in (0.00132764713, 0.00967554189, 0.0555071309, 0.240221202, 0.693146944))
+LEAST_POWER = np.float32(-59.5)
 HALF, ONE = np.float32(0.5), np.float32(1.0)
 # Adding 1.5 * 2^23 rounds to the nearest (even) integer and leaves it in the low bits, on any machine.
 ROUNDER = np.float32(12582912.0)
@@ -46,6 +49,23 @@ def exp(x: Any) -> Any:
     p = fma(p, r * r, r) + splat_f32(ONE)
     power = shift_left(lane_bits(rounded) - splat_i32(ROUNDER_BITS), 23)
     return f32_from_lane_bits(lane_bits(p) + power)
+
+
+@inlined
+def exp2(x: Any) -> Any:
+    """2^x of 16 lanes at or below 0, x clamped to at least -59.5; relative error below 3e-7.
+
+    Clamped, so that no result is so small that rounding to bf16 makes it zero, or a product with it is denormal.
+    """
+    x = maximum(x, splat_f32(LEAST_POWER))
+    rounded = x + splat_f32(ROUNDER)
+    r = x - (rounded - splat_f32(ROUNDER))
+    p = fma(splat_f32(D5), r, splat_f32(D4))
+    p = fma(p, r, splat_f32(D3))
+    p = fma(p, r, splat_f32(D2))
+    p = fma(p, r, splat_f32(D1))
+    p = fma(p, r, splat_f32(ONE))
+    return f32_from_lane_bits(lane_bits(p) + shift_left(lane_bits(rounded), 23))
 
 
 @kernel

@@ -2,7 +2,7 @@
 
 One output is  sum over blocks, ascending:    fma(float(integer dot) * activation scale, weight scale, sum)
                and with minimums:             fma(min, activation scale * sum of codes, sum)
-        and then  over outliers, ascending:   fma(float(128 * weight * high part) * activation scale, weight scale, sum)
+        and then  over outliers, ascending:   fma(weight code * weight scale, 128 * high part * activation scale, sum)
 in every tile, so that its bits do not depend on the tile. Outliers are few: they are listed by `list_outliers`, and
 added token by token where they are. (A branch in the loop over blocks, and all tokens of the tile behind it, made
 SmolLM2's prefill a third slower.)
@@ -11,16 +11,18 @@ SmolLM2's prefill a third slower.)
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from edgellm.kernels.cpu.rows import HEIGHTS, META
 from edgellm.kernels.ops import INT4, INT4_ASYM, INT8
 from edgellm.kernels.simd.arithmetic import (
+    bits_at,
     f32_from_i32,
     fma,
     high_nibbles,
     low_nibbles,
-    nibbles,
     put,
-    shift_left,
+    splat_f32,
     splat_i32,
     zero_tile,
 )
@@ -31,9 +33,11 @@ from edgellm.kernels.simd.memory import (
     broadcast_f32,
     broadcast_i32,
     load_f16x16,
+    load_f32,
     load_f32x16,
     load_i8,
     load_i32,
+    load_i32x16,
     load_u8x64,
     prefetch,
     store_f32x16,
@@ -153,19 +157,17 @@ def make_add_outliers(layout: int) -> Callable[..., None]:
             entry = load_i32(entries + i * 4)
             block, t = entry >> 3, entry & 7
             at = meta + block * tokens * META + t * 4
-            word, scale, place = at + 16 * tokens, broadcast_f32(at), load_i32(at + 20 * tokens)
-            begin = -zero_point * load_i8(word + (place & 3))
+            place = load_i32(at + 20 * tokens)
+            high_part = load_i8(at + 16 * tokens + (place & 3))
+            value = splat_f32(np.float32(128 * high_part) * load_f32(at))
             group = scales + (block >> group_shift) * 64
+            column = codes + block * 2 * half_bytes + ((place >> 2) << 6 if is_int8 else (place & 12) << 4)
+            bit = (place & 3) * 8 if is_int8 else (place & 3) * 8 + (place >> 4) * 4
             for h in range(2):
-                half = codes + block * 2 * half_bytes + h * half_bytes
-                if is_int8:
-                    dot = dot_8(begin_8(begin), load_u8x64(half + ((place >> 2) << 6)), broadcast_4_bytes(word))
-                else:
-                    u = nibbles(load_u8x64(half + ((place & 12) << 4)), place >> 4)
-                    dot = dot_4(splat_i32(begin), u, broadcast_4_bytes(word))
-                value = f32_from_i32(shift_left(dot, 7)) * scale
+                u = bits_at(load_i32x16(column + h * half_bytes), bit, 8 if is_int8 else 4)
+                weight = f32_from_i32(u - splat_i32(zero_point)) * load_f16x16(group + h * 32)
                 to = out + t * 128 + h * 64
-                store_f32x16(to, fma(value, load_f16x16(group + h * 32), load_f32x16(to)))
+                store_f32x16(to, fma(weight, value, load_f32x16(to)))
 
     made: Callable[..., None] = add_outliers
     return made

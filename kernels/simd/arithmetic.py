@@ -228,12 +228,12 @@ def high_nibbles(b: Builder, v: Any) -> Any:
     return b.lshr(v, constant(u8x64.llvm, 4))
 
 
-@operation(u8x64, u8x64, types.int64)
-def nibbles(b: Builder, v: Any, high: Any) -> Any:
-    """The low nibbles, or with high = 1 the high ones."""
-    halves = ir.VectorType(I16, 32)
-    shifted = b.lshr(b.bitcast(v, halves), splat(b, b.trunc(b.shl(high, I64(2)), I16), 32))
-    return b.and_(b.bitcast(shifted, u8x64.llvm), constant(u8x64.llvm, 15))
+@operation(i32x16, i32x16, types.int64, types.int64)
+def bits_at(b: Builder, v: Any, first: Any, count: Any) -> Any:
+    """In every lane, `count` bits from bit `first`, as a number."""
+    shifted = b.lshr(v, splat(b, b.trunc(first, I32)))
+    mask = b.sub(b.shl(I32(1), b.trunc(count, I32)), I32(1))
+    return b.and_(shifted, splat(b, mask))
 
 
 def zero_tile(vector: Vector, count: int) -> Callable[..., Any]:

@@ -50,16 +50,29 @@ class _BFloat(ir.Type):
 BF16X32 = ir.VectorType(_BFloat(), 2 * LANES)
 
 
+def _rounded(b: Builder, v: Any) -> Any:
+    bits = b.bitcast(v, I32X16)
+    odd = b.and_(b.lshr(bits, constant(I32X16, 16)), constant(I32X16, 1))
+    return b.lshr(b.add(bits, b.add(odd, constant(I32X16, 0x7FFF))), constant(I32X16, 16))
+
+
+@operation(i32x16, f32x16)
+def round_to_bf16(b: Builder, v: Any) -> Any:
+    """The bits of 16 bf16, each in its lane: nearest, ties to even; of values known to be normal numbers."""
+    if selected().has("avx512bf16"):
+        halves = call(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", ir.VectorType(_BFloat(), LANES), v)
+        return b.zext(b.bitcast(halves, I16X16), I32X16)
+    return _rounded(b, v)
+
+
 @operation(i32x16, f32x16)
 def to_bf16(b: Builder, v: Any) -> Any:
-    """The bits of 16 bf16, each in its lane: nearest, ties to even; NaN becomes the least number."""
+    """As round_to_bf16, of any values: NaN becomes the least number, what is below 2^-60 in size zero."""
     limited = b.select(b.fcmp_ordered(">", v, constant(F32X16, -LARGEST)), v, constant(F32X16, -LARGEST))
     limited = b.select(b.fcmp_ordered("<", limited, constant(F32X16, LARGEST)), limited, constant(F32X16, LARGEST))
-    bits = b.bitcast(limited, I32X16)
-    odd = b.and_(b.lshr(bits, constant(I32X16, 16)), constant(I32X16, 1))
-    rounded = b.lshr(b.add(bits, b.add(odd, constant(I32X16, 0x7FFF))), constant(I32X16, 16))
-    size = b.bitcast(b.and_(bits, constant(I32X16, 0x7FFFFFFF)), F32X16)
-    return b.select(b.fcmp_ordered("<", size, constant(F32X16, SMALLEST)), constant(I32X16, 0), rounded)
+    size = b.bitcast(b.and_(b.bitcast(limited, I32X16), constant(I32X16, 0x7FFFFFFF)), F32X16)
+    is_small = b.fcmp_ordered("<", size, constant(F32X16, SMALLEST))
+    return b.select(is_small, constant(I32X16, 0), _rounded(b, limited))
 
 
 @operation(f32x16, i32x16)

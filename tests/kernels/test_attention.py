@@ -70,7 +70,7 @@ class Attention:
             self.queries[first : first + rows],
             self.keys[: first + rows].repeat(self.heads // self.kv_heads, 1),
         )
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights = np.exp2(scores - scores.max(-1, keepdims=True))
         heaviest = weights.max(-1) / weights.sum(-1) * 2**-8 * np.abs(self.values).max()
         return heaviest.repeat(HEAD_SIZE, axis=1)
 
