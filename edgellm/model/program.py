@@ -53,7 +53,7 @@ class Buffers:
         attention = queries * (ops.QUERY_STRIDE + ops.CHUNK + 2 * result)
         self.scratch_stride = 4 * max(attention, 2 * MAX_TILE_ROWS * BLOCK)
         blocks = max(config.width, attention_width, config.ffn_width) // BLOCK
-        self.outliers = aligned_zeros((threads, rows * (blocks + 1)), np.int32)
+        self.outliers = aligned_zeros((threads, rows * (blocks + 1), 4), np.int32)
         self.scratch = aligned_zeros(threads * self.scratch_stride, np.uint8)
 
 
@@ -141,7 +141,7 @@ class ProgramWriter:
             scratch=address(self._buffers.scratch),
             scratch_stride=self._buffers.scratch_stride,
             outliers=address(self._buffers.outliers),
-            outliers_stride=self._buffers.outliers.shape[1] * 4,
+            outliers_stride=self._buffers.outliers[0].nbytes,
         )
 
     def _query_key_value(self, layer: int) -> list[NDArray[np.int64]]:

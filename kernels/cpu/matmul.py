@@ -9,7 +9,7 @@ from typing import Any
 from edgellm.kernels.cpu.math import silu
 from edgellm.kernels.cpu.quantize import quantize_block
 from edgellm.kernels.cpu.rows import META, SEQUENCES, first_of, kv_address, rows_of, tile_height
-from edgellm.kernels.cpu.tiles import list_outliers, make_add_outliers, make_product
+from edgellm.kernels.cpu.tiles import ENTRY_BYTES, list_outliers, make_add_outliers, make_product
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import (
     ADD,
@@ -72,13 +72,13 @@ def multiply(
     mins += panel * (blocks >> shift) * 64
     if layout == INT8:
         product_int8(codes, scales, mins, x, meta, blocks, shift, out, tokens)
-        add_outliers_int8(codes, scales, meta, shift, out, tokens, outliers, count)
+        add_outliers_int8(codes, scales, shift, out, outliers, count)
     elif layout == INT4:
         product_int4(codes, scales, mins, x, meta, blocks, shift, out, tokens)
-        add_outliers_int4(codes, scales, meta, shift, out, tokens, outliers, count)
+        add_outliers_int4(codes, scales, shift, out, outliers, count)
     else:
         product_int4_asym(codes, scales, mins, x, meta, blocks, shift, out, tokens)
-        add_outliers_int4_asym(codes, scales, meta, shift, out, tokens, outliers, count)
+        add_outliers_int4_asym(codes, scales, shift, out, outliers, count)
 
 
 @kernel
@@ -152,25 +152,25 @@ def run_part(part: int, op: int, step: int, first: int, last: int, scratch: int,
             tokens, count = tile_height(rows - start), load_i32(entries)
             x = load_i64(op + CODES) + start * blocks * BLOCK
             meta = load_i64(op + META_AT) + start * blocks * META
-            multiply(part + WEIGHT, panel, x, meta, blocks, tokens, y, entries + 4, count)
+            multiply(part + WEIGHT, panel, x, meta, blocks, tokens, y, entries + ENTRY_BYTES, count)
             if load_i64(part + EPILOGUE) == SWIGLU:
-                multiply(part + UP_WEIGHT, panel, x, meta, blocks, tokens, up, entries + 4, count)
+                multiply(part + UP_WEIGHT, panel, x, meta, blocks, tokens, up, entries + ENTRY_BYTES, count)
             finish(part, step, y, up, start, tokens, panel)
             start += tokens
-            entries += 4 + count * 4
+            entries += (count + 1) * ENTRY_BYTES
 
 
 @kernel
 def find_outliers(op: int, step: int, outliers: int) -> None:
-    """Lists for every tile of rows, one behind the other: int32 count, entries. Each thread makes its own."""
+    """Lists for every tile of rows, one behind the other: int32 count, then entries. Each thread makes its own."""
     blocks = load_i64(op + COLUMNS) >> 5
     rows, start = rows_of(step, load_i64(op + SELECTED)), 0
     while start < rows:
         tokens = tile_height(rows - start)
-        count = list_outliers(load_i64(op + META_AT) + start * blocks * META, blocks, tokens, outliers + 4)
+        count = list_outliers(load_i64(op + META_AT) + start * blocks * META, blocks, tokens, outliers + ENTRY_BYTES)
         store_i32(outliers, count)
         start += tokens
-        outliers += 4 + count * 4
+        outliers += (count + 1) * ENTRY_BYTES
 
 
 @kernel

@@ -22,7 +22,6 @@ from edgellm.kernels.simd.arithmetic import (
     high_nibbles,
     low_nibbles,
     put,
-    splat_f32,
     splat_i32,
     zero_tile,
 )
@@ -40,6 +39,7 @@ from edgellm.kernels.simd.memory import (
     load_i32x16,
     load_u8x64,
     prefetch,
+    store_f32,
     store_f32x16,
     store_i32,
 )
@@ -50,6 +50,7 @@ HALVES = selected().tile.halves
 # 40 GB/s on one Zen 5 core; 4 to 12 KB ahead do equally well). Fetching scales ahead as well gained nothing.
 STREAMING_TOKENS = 4
 AHEAD = 6144  # bytes
+ENTRY_BYTES = 16  # of an outlier in a list
 TileKernel = Callable[[int, int, int, int, int, int, int, int], None]
 
 
@@ -128,17 +129,26 @@ def make_tile(layout: int, tokens: int) -> TileKernel:
 
 @kernel
 def list_outliers(meta: int, blocks: int, tokens: int, entries: int) -> int:
-    """Note the outliers of a tile of rows as int32 block * 8 + row, blocks ascending; returns how many."""
+    """Note the outliers of a tile of rows, blocks ascending; returns how many.
+
+    An entry is 16 bytes: float32 128 * high part * activation scale, int32 block, int32 index in it, int32 row * 128.
+    """
     count = 0
     for block in range(blocks):
-        words = meta + block * tokens * META + 16 * tokens
+        at = meta + block * tokens * META
         any_word = 0
         for t in range(tokens):
-            any_word |= load_i32(words + t * 4)
+            any_word |= load_i32(at + 16 * tokens + t * 4)
         if any_word:
             for t in range(tokens):
-                if load_i32(words + t * 4):
-                    store_i32(entries + count * 4, block * 8 + t)
+                word = at + 16 * tokens + t * 4
+                if load_i32(word):
+                    place, entry = load_i32(at + 20 * tokens + t * 4), entries + count * ENTRY_BYTES
+                    high_part = load_i8(word + (place & 3))
+                    store_f32(entry, np.float32(128 * high_part) * load_f32(at + t * 4))
+                    store_i32(entry + 4, block)
+                    store_i32(entry + 8, place)
+                    store_i32(entry + 12, t * 128)
                     count += 1
     return count
 
@@ -149,24 +159,18 @@ def make_add_outliers(layout: int) -> Callable[..., None]:
     half_bytes = 512 if is_int8 else 256
 
     @kernel
-    def add_outliers(
-        codes: int, scales: int, meta: int, group_shift: int, out: int, tokens: int, entries: int, count: int
-    ) -> None:
+    def add_outliers(codes: int, scales: int, group_shift: int, out: int, entries: int, count: int) -> None:
         """out float32 [tokens][32] += ..., for `count` entries of `list_outliers`."""
         for i in range(count):
-            entry = load_i32(entries + i * 4)
-            block, t = entry >> 3, entry & 7
-            at = meta + block * tokens * META + t * 4
-            place = load_i32(at + 20 * tokens)
-            high_part = load_i8(at + 16 * tokens + (place & 3))
-            value = splat_f32(np.float32(128 * high_part) * load_f32(at))
+            entry = entries + i * ENTRY_BYTES
+            value, block, place = broadcast_f32(entry), load_i32(entry + 4), load_i32(entry + 8)
             group = scales + (block >> group_shift) * 64
             column = codes + block * 2 * half_bytes + ((place >> 2) << 6 if is_int8 else (place & 12) << 4)
             bit = (place & 3) * 8 if is_int8 else (place & 3) * 8 + (place >> 4) * 4
             for h in range(2):
                 u = bits_at(load_i32x16(column + h * half_bytes), bit, 8 if is_int8 else 4)
                 weight = f32_from_i32(u - splat_i32(zero_point)) * load_f16x16(group + h * 32)
-                to = out + t * 128 + h * 64
+                to = out + load_i32(entry + 12) + h * 64
                 store_f32x16(to, fma(weight, value, load_f32x16(to)))
 
     made: Callable[..., None] = add_outliers
