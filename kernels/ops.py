@@ -107,6 +107,6 @@ READ = Record(*HEAD, "data", "bytes", "out")
 # The team: every word on a cache line of its own where threads wait on it
 TEAM = Record(
     "epoch", *(f"_{i}" for i in range(7)), "arrivals", *(f"_{i}" for i in range(7, 14)), "generation",
-    *(f"_{i}" for i in range(14, 21)), "program", "count", "step", "threads", "spins", "stop",
+    *(f"_{i}" for i in range(14, 21)), "program", "count", "step", "threads", "spins", "stop", "times",
 )  # fmt: skip
 TEAM_WORDS = 32

@@ -5,12 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from edgellm import Model
 from edgellm.apps.loading import find, load, load_kernels
 from edgellm.apps.measurement import Course, Speed, bytes_per_token, median_speed, peak_rss_bytes
 from edgellm.apps.options import MODEL_HELP, add_json, add_threads, at_least
 from edgellm.apps.peer import PeerResult, measure_peer
 from edgellm.apps.progress import bar
-from edgellm.apps.tables import size, write_facts
+from edgellm.apps.tables import size, write_facts, write_table
 from edgellm.apps.terminal import write_json
 from edgellm.errors import OptionError
 from edgellm.kernels.targets import ISAS
@@ -32,6 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--against", type=Path, metavar="FILE.gguf", help="measure llama.cpp on this file as well, in turn with edgellm"
     )
+    parser.add_argument("--profile", action="store_true", help="show where the time of a step goes, too")
     add_threads(parser)
     add_json(parser)
 
@@ -70,6 +72,7 @@ def _measure(path: Path, header: PackedHeader, args: Namespace) -> tuple[dict[st
                 speeds.append(course.run())
                 if args.against is not None:
                     peers.append(measure_peer(args.against, args.prompt, args.generate, model.threads))
+        profiles = _profiles(model, args) if args.profile else {}
         peak = peak_rss_bytes()  # before the bandwidth's buffer adds to it
         name, isa, threads = model.name, model.isa, model.threads
     median = median_speed(speeds)
@@ -89,8 +92,16 @@ def _measure(path: Path, header: PackedHeader, args: Namespace) -> tuple[dict[st
         "read_bandwidth_bytes_per_second": readable,
         "bandwidth_fraction": median.decode_tokens_per_second * traffic / readable,
         "repeats": [asdict(speed) for speed in speeds],
+        **profiles,
     }
     return facts, peers
+
+
+def _profiles(model: Model, args: Namespace) -> dict[str, Any]:
+    """Of a token behind the prompt, and of the prompt's first step."""
+    rows = min(args.prompt, model.max_rows)
+    profiles = {"decode": model.profile(1, args.prompt), "prefill": model.profile(rows, 0)}
+    return {"profile": {name: [asdict(operation) for operation in found] for name, found in profiles.items()}}
 
 
 def _comparison(facts: dict[str, Any], peers: list[PeerResult]) -> dict[str, Any]:
@@ -138,3 +149,24 @@ def _show(facts: dict[str, Any]) -> None:
             "we are faster by": f"{ratio['prefill']:.2f} x in prefill, {ratio['decode']:.2f} x in decode",
         }
     write_facts(lines)
+    for name, operations in facts.get("profile", {}).items():
+        _show_profile(name, operations)
+
+
+def _show_profile(name: str, operations: list[dict[str, Any]]) -> None:
+    total = sum(operation["seconds"] for operation in operations)
+    titles = ("operations", "time", "share", "reads", "products")
+    write_table(
+        {f"{name}: {total * 1e3:.2f} ms": "left", **dict.fromkeys(titles, "right")},
+        [
+            [
+                operation["name"],
+                str(operation["count"]),
+                f"{operation['seconds'] * 1e6:.0f} us",
+                f"{operation['seconds'] / total:.1%}",
+                f"{operation['bytes'] / operation['seconds'] / 1e9:.1f} GB/s" if operation["bytes"] else "",
+                f"{operation['products'] / operation['seconds'] / 1e9:.0f} G/s" if operation["products"] else "",
+            ]
+            for operation in operations
+        ],
+    )

@@ -18,6 +18,7 @@ from edgellm.errors import ClosedError, ContextLengthError, OptionError, Templat
 from edgellm.kernels.jit import Library
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVCache, Sequence
+from edgellm.model.profile import OperationProfile, profile
 from edgellm.model.step import Rows, Stepper
 from edgellm.model.team import Team
 from edgellm.packed import PackedModel
@@ -147,6 +148,14 @@ class Model:
         with self._stepping:
             self._check_open()
             self._stepper.run([rows])
+
+    def profile(self, rows: int, depth: int) -> list[OperationProfile]:
+        """Where the time of a step of `rows` rows behind `depth` positions goes. Errors: ClosedError, OptionError."""
+        if not 1 <= rows <= self.max_rows or not 0 <= depth <= self.context - rows:
+            raise OptionError(f"a profile of {rows} rows at depth {depth} does not fit a context of {self.context}")
+        with self._stepping:
+            self._check_open()
+            return profile(self._stepper, self.packed, self._cache, rows, depth)
 
     def check_integrity(self) -> None:
         """The books of the KV memory balance."""

@@ -65,40 +65,45 @@ class ProgramWriter:
     ) -> None:
         self._kernels, self._packed, self._buffers, self._cache, self._rope = kernels, packed, buffers, cache, rope
         self.kept: list[object] = [packed, buffers, cache, rope]
+        self.names: list[str] = []  # of the operations written, for people
 
     def write(self) -> NDArray[np.int64]:
         """The program, int64 [operations][OPERATION_WORDS]."""
-        records = list(self._operations())
-        program = aligned_zeros((len(records), ops.OPERATION_WORDS), np.int64)
-        for row, record in zip(program, records, strict=True):
+        operations = list(self._operations())
+        program = aligned_zeros((len(operations), ops.OPERATION_WORDS), np.int64)
+        for row, (_, record) in zip(program, operations, strict=True):
             row[: len(record)] = record
+        self.names = [name for name, _ in operations]
         return program
 
-    def _operations(self) -> Iterator[NDArray[np.int64]]:
+    def _operations(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         config, buffers = self._packed.config, self._buffers
-        yield self._embed()
+        yield "embed", self._embed()
         for layer in range(config.layers):
             prefix = f"layers.{layer}"
-            yield self._norm(f"{prefix}.attention.norm")
-            yield self._matmul(buffers.normed, config.width, self._query_key_value(layer))
-            yield self._attention("attend", layer)
-            yield self._attention("combine", layer)
+            yield "norm", self._norm(f"{prefix}.attention.norm")
+            yield "q k v", self._matmul(buffers.normed, config.width, self._query_key_value(layer))
+            yield "attend", self._attention("attend", layer)
+            yield "combine", self._attention("combine", layer)
             output = self._part(f"{prefix}.attention.output", ops.ADD, buffers.residual, config.width)
-            yield self._matmul(buffers.attended, config.heads * config.head_size, [output])
-            yield self._norm(f"{prefix}.ffn.norm")
-            yield self._matmul(buffers.normed, config.width, [self._gate_up(layer)])
+            yield "output", self._matmul(buffers.attended, config.heads * config.head_size, [output])
+            yield "norm", self._norm(f"{prefix}.ffn.norm")
+            yield "gate up", self._matmul(buffers.normed, config.width, [self._gate_up(layer)])
             down = self._part(f"{prefix}.ffn.down", ops.ADD, buffers.residual, config.width)
-            yield self._matmul(buffers.activated, config.ffn_width, [down])
-        yield self._norm("norm", selected=1)
+            yield "down", self._matmul(buffers.activated, config.ffn_width, [down])
+        yield "norm", self._norm("norm", selected=1)
         head = "embedding" if config.tied_head else "head"
         part = self._part(head, ops.STORE, buffers.logits, buffers.logits.shape[1])
-        yield self._matmul(buffers.normed, config.width, [part], selected=1)
-        yield ops.SAMPLE.pack(
-            kernel=self._kernels["sample"],
-            barrier=1,
-            logits=address(buffers.logits),
-            stride=buffers.logits.shape[1],
-            vocabulary=config.vocabulary,
+        yield "head", self._matmul(buffers.normed, config.width, [part], selected=1)
+        yield (
+            "sample",
+            ops.SAMPLE.pack(
+                kernel=self._kernels["sample"],
+                barrier=1,
+                logits=address(buffers.logits),
+                stride=buffers.logits.shape[1],
+                vocabulary=config.vocabulary,
+            ),
         )
 
     def _embed(self) -> NDArray[np.int64]:

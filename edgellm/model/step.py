@@ -49,10 +49,16 @@ class Stepper:
         self._logit_rows = aligned_zeros(max_logit_rows, np.int32)
         self._samplers = aligned_zeros(max_logit_rows, np.int64)
 
-    def run(self, batch: Seq[Rows]) -> NDArray[np.float32]:
+    @property
+    def operations(self) -> list[str]:
+        """Names of a step's operations, in order."""
+        return self._writer.names
+
+    def run(self, batch: Seq[Rows], times: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Compute all rows; returns logits float32 [logit rows][V], valid until the next step.
 
-        The keys and values of the rows are appended to their sequences, which must have room reserved.
+        The keys and values of the rows are appended to their sequences, which must have room reserved. `times` int64
+        [operations + 1] takes when each operation began and the last ended, in ticks of the processor's clock.
         """
         row = num_logits = num_spans = 0
         for number, rows in enumerate(batch):
@@ -70,7 +76,7 @@ class Stepper:
                 num_logits += 1
             row += count
             self._rope.ensure(start + count)
-        self._walk(row, num_logits, num_spans)
+        self._walk(row, num_logits, num_spans, times)
         for rows in batch:
             rows.sequence.length += len(rows.tokens)
         return self._buffers.logits[:num_logits, : self._vocabulary]
@@ -79,7 +85,7 @@ class Stepper:
         """Forget the model's memory, so that its file can be unmapped."""
         del self._writer, self._program
 
-    def _walk(self, num_rows: int, num_logits: int, num_spans: int) -> None:
+    def _walk(self, num_rows: int, num_logits: int, num_spans: int, times: NDArray[np.int64] | None) -> None:
         assert 0 < num_rows <= self.max_rows, num_rows
         assert num_logits <= self.max_logit_rows, num_logits
         step = ops.STEP.pack(
@@ -97,4 +103,4 @@ class Stepper:
             logit_rows=address(self._logit_rows),
             samplers=address(self._samplers),
         )
-        self._team.run(self._program, address(step))
+        self._team.run(self._program, address(step), times)

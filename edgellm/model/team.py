@@ -39,14 +39,18 @@ class Team:
         for member in self._members:
             member.start()
 
-    def run(self, program: NDArray[np.int64], step: int) -> None:
-        """Walk a program, int64 [operations][OPERATION_WORDS], on the step record at address `step`."""
+    def run(self, program: NDArray[np.int64], step: int, times: NDArray[np.int64] | None = None) -> None:
+        """Walk a program, int64 [operations][OPERATION_WORDS], on the step record at address `step`.
+
+        Where `times` int64 [operations + 1] is given, it tells when each operation began and the last ended, in ticks.
+        """
         if self._get(TEAM.stop):
             raise ClosedError("the model was closed; load it again to use it")
         assert program.shape[1] == OPERATION_WORDS, program.shape
         self._set(TEAM.program, address(program))
         self._set(TEAM.count, len(program))
         self._set(TEAM.step, step)
+        self._set(TEAM.times, address(times))
         with self._wake:
             self._announced += 1
             self._wake.notify_all()

@@ -4,6 +4,7 @@ from edgellm.kernels.ops import HEAD, OPERATION_WORDS, TEAM
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (
     call_kernel,
+    cycles,
     fetch_add,
     load_acquire,
     load_i64,
@@ -17,6 +18,7 @@ OPERATION_BYTES = 8 * OPERATION_WORDS
 assert HEAD == ("kernel", "barrier")
 EPOCH, ARRIVALS, GENERATION = TEAM.epoch, TEAM.arrivals, TEAM.generation
 PROGRAM, COUNT, STEP, THREADS, SPINS, STOP = TEAM.program, TEAM.count, TEAM.step, TEAM.threads, TEAM.spins, TEAM.stop
+TIMES = TEAM.times
 
 
 @kernel
@@ -40,15 +42,21 @@ def barrier(team: int, threads: int, spins: int) -> None:
 
 @kernel
 def walk(team: int, thread: int) -> None:
-    """Run the team's program as one of its threads."""
+    """Run the team's program as one of its threads; the first notes when each operation began, where that is wanted."""
     program, count, step = load_i64(team + PROGRAM), load_i64(team + COUNT), load_i64(team + STEP)
-    threads, spins = load_i64(team + THREADS), load_i64(team + SPINS)
+    threads, spins, times = load_i64(team + THREADS), load_i64(team + SPINS), load_i64(team + TIMES)
+    if thread:
+        times = 0
     for i in range(count):
         op = program + i * OPERATION_BYTES
         if load_i64(op + 8):
             barrier(team, threads, spins)
+        if times:
+            store_i64(times + i * 8, cycles())
         call_kernel(load_i64(op), op, step, thread, threads)
     barrier(team, threads, spins)
+    if times:
+        store_i64(times + count * 8, cycles())
 
 
 @kernel

@@ -185,6 +185,12 @@ def pause(b: Builder) -> None:
         call(b, "llvm.aarch64.hint", ir.VoidType(), I32(1))
 
 
+@operation(types.int64)
+def cycles(b: Builder) -> Any:
+    """The processor's clock, in ticks of its own."""
+    return call(b, "llvm.readcyclecounter", I64)
+
+
 @operation(types.void)
 def yield_thread(b: Builder) -> None:
     """Give the processor to another thread that wants it."""

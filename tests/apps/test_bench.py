@@ -73,6 +73,21 @@ def test_text_for_people(run: Run, tiny: str) -> None:
     assert "prefill of 40" in found.out and "decode of 6" in found.out and "read bandwidth" in found.out
 
 
+def test_a_profile_adds_up(run: Run, tiny: str) -> None:
+    found = json.loads(run("bench", tiny, *SMALL, "--json", "--profile").out)
+    header = open_header(Store().path(tiny))
+    decode, prefill = (
+        {operation["name"]: operation for operation in found["profile"][name]} for name in ("decode", "prefill")
+    )
+    assert sum(operation["count"] for operation in decode.values()) == 1 + 2 * 8 + 3  # two layers
+    vectors = sum(tensor.nbytes for name, tensor in header.table.items() if tensor.dtype == "F32")
+    # The token itself is read as well, beside the 40 before it.
+    assert sum(operation["bytes"] for operation in decode.values()) + vectors == bytes_per_token(header, 41)
+    assert prefill["down"]["products"] == 40 * decode["down"]["products"] == 40 * 2 * 64 * 96
+    assert 0 < sum(operation["seconds"] for operation in decode.values()) < 1
+    assert "q k v" in run("bench", tiny, *SMALL, "--profile").out
+
+
 @pytest.mark.parametrize("options", [["--prompt", "0"], ["--generate", "1"], ["--repeat", "0"], ["--prompt", "600"]])
 def test_options_out_of_range(run: Run, tiny: str, options: list[str]) -> None:
     found = run("bench", tiny, *SMALL, *options)
