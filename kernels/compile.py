@@ -141,8 +141,6 @@ def main() -> None:
     module, machine = compile_kernels(target_for(isa), report)
     temporary = out.with_name(f"{out.name}.{os.getpid()}")
     temporary.write_bytes(machine.emit_object(module))
-    if os.environ.get("EDGELLM_KEEP_ASSEMBLY"):
-        out.with_suffix(".s").write_text(machine.emit_assembly(module))
     temporary.replace(out)
 
 
