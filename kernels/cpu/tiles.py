@@ -185,10 +185,9 @@ def make_add_outliers(layout: int) -> Callable[..., None]:
 
 def make_product(layout: int) -> Callable[..., None]:
     """out float32 [tokens][32] = 32 rows of weights of a layout times a tile of rows of any height."""
-    full = make_tile(layout, HEIGHTS[0])
-    one = make_tile(layout, 1)
-    two = make_tile(layout, 2)
-    four = make_tile(layout, 4) if HEIGHTS[0] > 4 else full
+    tiles = {height: make_tile(layout, height) for height in HEIGHTS}
+    one, two, full = tiles[1], tiles[2], tiles[HEIGHTS[0]]
+    four = tiles.get(4, full)
     half_bytes = 512 if layout == INT8 else 256
 
     @kernel
