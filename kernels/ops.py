@@ -31,6 +31,7 @@ KV_BLOCK = 32  # tokens of a KV block
 CHUNK = 256  # positions whose attention is summed before it is folded into the rest, in this order
 SPAN_QUERIES = 24  # query vectors that attention handles together
 QUERY_STRIDE = 272  # values from one query to the next: room for a head of 256, and no multiple of a cache way
+OWN_ROWS = 2  # up to this many rows, every thread normalizes all of them for itself, which saves a barrier
 SPLIT_ROWS = 16  # up to this many rows, attention splits positions over the team
 
 
@@ -52,24 +53,28 @@ class Record:
 
 
 HEAD = ("kernel", "barrier")  # the first words of every operation
+NO_BARRIER, BARRIER, BARRIER_OF_MANY = 0, 1, 2  # the last: not when rows are few
 OPERATION_WORDS = 24
 
 # The rows at work. spans are int32 [spans][2]: first row and count of neighbours in one sequence, for attention.
 STEP = Record(
-    "rows", "tokens", "positions", "sequences", "tables", "table_stride", "kv", "spans", "span_count", "split",
+    "rows", "tokens", "positions", "sequences", "tables", "table_stride", "kv", "spans", "span_count", "split", "few",
     "logit_count", "logit_rows", "samplers",
 )  # fmt: skip
 
 # residual[r] = embedding[token of r]
 EMBED = Record(*HEAD, "out", "layout", "codes", "scales", "mins", "group", "width")
 
-# out = quantized(x / rms(x) * weight); with `selected`, of the rows whose logits are wanted only
-NORM = Record(*HEAD, "x", "weight", "out_codes", "out_meta", "width", "epsilon", "selected")
+# out = quantized(x / rms(x) * weight); with `selected`, of the rows whose logits are wanted only. When rows are few and
+# `own` is not 0, every thread writes, and the product behind it reads, a copy of its own, OWN_ROWS rows long.
+NORM = Record(
+    *HEAD, "x", "weight", "out_codes", "out_meta", "own_codes", "own_meta", "width", "epsilon", "selected",
+)  # fmt: skip
 
 # For each part: epilogue(activation @ weights.T). Parts share the activation and the team's work.
 MATMUL = Record(
-    *HEAD, "parts", "part_count", "codes", "meta", "columns", "selected", "scratch", "scratch_stride",
-    "outliers", "outliers_stride",
+    *HEAD, "parts", "part_count", "codes", "meta", "own_codes", "own_meta", "columns", "selected",
+    "scratch", "scratch_stride", "outliers", "outliers_stride",
 )  # fmt: skip
 PART = Record(
     "layout", "codes", "scales", "mins", "group", "panels", "epilogue", "out", "out_meta", "stride",

@@ -25,7 +25,9 @@ from edgellm.packed import PackedModel
 from edgellm.template import ChatTemplate
 from edgellm.tokenizer import Tokenizer, Vocabulary, open_tokenizer
 
-MAX_ROWS = 512  # tokens of a prompt computed in one step
+# Tokens of a prompt computed in one step, within which nothing can be cancelled: fewer, the larger the model
+MAX_ROWS, MIN_ROWS = 512, 60
+FULL_ROWS_BYTES = 200_000_000  # of a model that takes MAX_ROWS, in some 0.1 s on two cores
 MAX_LOGIT_ROWS = 64  # rows of a step with logits, which for a large vocabulary are its largest buffer
 CONTEXTS = 2  # KV memory, in full contexts; the system commits it only as it is touched
 
@@ -46,7 +48,7 @@ class Model:
         weakref.finalize(self, self._team.close)  # a model that nobody closed must not leave threads behind
         self._stepper = Stepper(
             library, self._team, packed, self._cache,
-            context=context, max_rows=min(MAX_ROWS, context), max_logit_rows=MAX_LOGIT_ROWS,
+            context=context, max_rows=min(_step_rows(packed.nbytes), context), max_logit_rows=MAX_LOGIT_ROWS,
         )  # fmt: skip
         self._stepping = threading.Lock()
         self._closed = False
@@ -193,3 +195,7 @@ class Model:
         if source is None:
             raise TemplateError(f"model {self.name!r} has no chat template; use generate(), or `edgellm run --raw`")
         return ChatTemplate(source, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
+
+
+def _step_rows(nbytes: int) -> int:
+    return max(MIN_ROWS, MAX_ROWS * min(FULL_ROWS_BYTES, nbytes) // nbytes)

@@ -18,7 +18,11 @@ def measure(library: Library, threads: int, processors: int) -> float:
     data, sums = aligned_zeros(BUFFER_BYTES, np.uint8), aligned_zeros((threads, 8), np.int64)
     data[:] = 1  # commits the memory; zeros would all be one page
     record = ops.READ.pack(
-        kernel=library.addresses["read"], barrier=0, data=address(data), bytes=BUFFER_BYTES, out=address(sums)
+        kernel=library.addresses["read"],
+        barrier=ops.NO_BARRIER,
+        data=address(data),
+        bytes=BUFFER_BYTES,
+        out=address(sums),
     )
     program = aligned_zeros((1, ops.OPERATION_WORDS), np.int64)
     program[0, : len(record)] = record

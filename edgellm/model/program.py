@@ -5,7 +5,8 @@
                  norm | gate and up, activated             | down, added
     norm of the rows whose logits are wanted | head | sample
 
-A bar is a barrier; so is every line's beginning.
+A bar is a barrier, and so is every line's beginning; behind a norm there is none when rows are few, since every thread
+then normalizes them for itself.
 """
 
 import math
@@ -29,9 +30,14 @@ MAX_TILE_ROWS = 8
 class Activation:
     """Rows quantized for a matrix product; ops.py says how they lie."""
 
-    def __init__(self, rows: int, columns: int) -> None:
-        self.codes = aligned_zeros(rows * columns, np.int8)
-        self.meta = aligned_zeros(rows * columns // BLOCK * 6, np.float32)
+    def __init__(self, rows: int, columns: int, own_rows: int = 0) -> None:
+        """`own_rows` is the room for threads' own copies."""
+        self.codes, self.meta = self._room(rows, columns)
+        self.own_codes, self.own_meta = self._room(own_rows, columns) if own_rows else (None, None)
+
+    @staticmethod
+    def _room(rows: int, columns: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        return aligned_zeros(rows * columns, np.int8), aligned_zeros(rows * columns // BLOCK * 6, np.float32)
 
 
 class Buffers:
@@ -41,7 +47,7 @@ class Buffers:
         attention_width = config.heads * config.head_size
         self.residual = aligned_zeros((rows, config.width), np.float32)
         self.query = aligned_zeros((rows, attention_width), np.float32)
-        self.normed = Activation(rows, config.width)
+        self.normed = Activation(rows, config.width, own_rows=threads * ops.OWN_ROWS)
         self.attended = Activation(rows, attention_width)
         self.activated = Activation(rows, config.ffn_width)
         self.logits = aligned_zeros((logit_rows, padded_rows(config.vocabulary)), np.float32)
@@ -99,7 +105,7 @@ class ProgramWriter:
             "sample",
             ops.SAMPLE.pack(
                 kernel=self._kernels["sample"],
-                barrier=1,
+                barrier=ops.BARRIER,
                 logits=address(buffers.logits),
                 stride=buffers.logits.shape[1],
                 vocabulary=config.vocabulary,
@@ -110,7 +116,7 @@ class ProgramWriter:
         names = ("layout", "codes", "scales", "mins", "group")
         return ops.EMBED.pack(
             kernel=self._kernels["embed"],
-            barrier=0,
+            barrier=ops.NO_BARRIER,
             out=address(self._buffers.residual),
             width=self._packed.config.width,
             **dict(zip(names, weight_words(self._packed.weights["embedding"]), strict=True)),
@@ -119,11 +125,13 @@ class ProgramWriter:
     def _norm(self, name: str, selected: int = 0) -> NDArray[np.int64]:
         return ops.NORM.pack(
             kernel=self._kernels["norm"],
-            barrier=1,
+            barrier=ops.BARRIER,
             x=address(self._buffers.residual),
             weight=address(self._packed.vectors[name]),
             out_codes=address(self._buffers.normed.codes),
             out_meta=address(self._buffers.normed.meta),
+            own_codes=address(self._buffers.normed.own_codes),
+            own_meta=address(self._buffers.normed.own_meta),
             width=self._packed.config.width,
             epsilon=float_bits(self._packed.config.norm_epsilon),
             selected=selected,
@@ -136,11 +144,13 @@ class ProgramWriter:
         self.kept.append(table)
         return ops.MATMUL.pack(
             kernel=self._kernels["matmul"],
-            barrier=1,
+            barrier=ops.BARRIER if x.own_codes is None else ops.BARRIER_OF_MANY,
             parts=address(table),
             part_count=len(parts),
             codes=address(x.codes),
             meta=address(x.meta),
+            own_codes=address(x.own_codes),
+            own_meta=address(x.own_meta),
             columns=columns,
             selected=selected,
             scratch=address(self._buffers.scratch),
@@ -197,7 +207,7 @@ class ProgramWriter:
         config, buffers = self._packed.config, self._buffers
         return ops.ATTEND.pack(
             kernel=self._kernels[kernel],
-            barrier=1,
+            barrier=ops.BARRIER,
             q=address(buffers.query),
             out_codes=address(buffers.attended.codes),
             out_meta=address(buffers.attended.meta),

@@ -99,6 +99,7 @@ class Stepper:
             spans=address(self._spans),
             span_count=num_spans,
             split=int(num_rows <= ops.SPLIT_ROWS),
+            few=int(num_rows <= ops.OWN_ROWS),
             logit_count=num_logits,
             logit_rows=address(self._logit_rows),
             samplers=address(self._samplers),

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgellm.kernels.cpu.math import silu
 from edgellm.kernels.cpu.quantize import quantize_block
-from edgellm.kernels.cpu.rows import META, SEQUENCES, first_of, kv_address, rows_of, tile_height
+from edgellm.kernels.cpu.rows import META, SEQUENCES, first_of, kv_address, own_copy, rows_of, tile_height
 from edgellm.kernels.cpu.tiles import ENTRY_BYTES, list_outliers, make_add_outliers, make_product
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import (
@@ -46,6 +46,7 @@ PART_BYTES = 8 * len(PART.names)
 SCRATCH_BYTES = 2 * 8 * BLOCK * 4  # two tiles of up to 8 rows
 POSITIONS = STEP.positions
 PARTS, PART_COUNT, CODES, META_AT = MATMUL.parts, MATMUL.part_count, MATMUL.codes, MATMUL.meta
+OWN_CODES, OWN_META = MATMUL.own_codes, MATMUL.own_meta
 OUTLIERS, OUTLIERS_STRIDE = MATMUL.outliers, MATMUL.outliers_stride
 COLUMNS, SELECTED, SCRATCH, SCRATCH_STRIDE = MATMUL.columns, MATMUL.selected, MATMUL.scratch, MATMUL.scratch_stride
 PANELS, EPILOGUE, OUT, OUT_META, STRIDE = PART.panels, PART.epilogue, PART.out, PART.out_meta, PART.stride
@@ -141,8 +142,10 @@ def finish(part: int, step: int, y: int, up: int, start: int, tokens: int, panel
 
 
 @kernel
-def run_part(part: int, op: int, step: int, first: int, last: int, scratch: int, outliers: int) -> None:
-    """Panels first..last of a part; outliers as `find_outliers` leaves them."""
+def run_part(
+    part: int, op: int, step: int, first: int, last: int, all_x: int, all_meta: int, scratch: int, outliers: int
+) -> None:
+    """Panels first..last of a part, times the activation; outliers as `find_outliers` leaves them."""
     blocks = load_i64(op + COLUMNS) >> 5
     rows = rows_of(step, load_i64(op + SELECTED))
     y, up = scratch, scratch + 8 * BLOCK * 4
@@ -150,8 +153,7 @@ def run_part(part: int, op: int, step: int, first: int, last: int, scratch: int,
         start, entries = 0, outliers
         while start < rows:
             tokens, count = tile_height(rows - start), load_i32(entries)
-            x = load_i64(op + CODES) + start * blocks * BLOCK
-            meta = load_i64(op + META_AT) + start * blocks * META
+            x, meta = all_x + start * blocks * BLOCK, all_meta + start * blocks * META
             multiply(part + WEIGHT, panel, x, meta, blocks, tokens, y, entries + ENTRY_BYTES, count)
             if load_i64(part + EPILOGUE) == SWIGLU:
                 multiply(part + UP_WEIGHT, panel, x, meta, blocks, tokens, up, entries + ENTRY_BYTES, count)
@@ -161,13 +163,13 @@ def run_part(part: int, op: int, step: int, first: int, last: int, scratch: int,
 
 
 @kernel
-def find_outliers(op: int, step: int, outliers: int) -> None:
+def find_outliers(op: int, step: int, all_meta: int, outliers: int) -> None:
     """Lists for every tile of rows, one behind the other: int32 count, then entries. Each thread makes its own."""
     blocks = load_i64(op + COLUMNS) >> 5
     rows, start = rows_of(step, load_i64(op + SELECTED)), 0
     while start < rows:
         tokens = tile_height(rows - start)
-        count = list_outliers(load_i64(op + META_AT) + start * blocks * META, blocks, tokens, outliers + ENTRY_BYTES)
+        count = list_outliers(all_meta + start * blocks * META, blocks, tokens, outliers + ENTRY_BYTES)
         store_i32(outliers, count)
         start += tokens
         outliers += (count + 1) * ENTRY_BYTES
@@ -183,10 +185,13 @@ def matmul(op: int, step: int, thread: int, threads: int) -> None:
     first, last = first_of(total, thread, threads), first_of(total, thread + 1, threads)
     scratch = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
     outliers = load_i64(op + OUTLIERS) + thread * load_i64(op + OUTLIERS_STRIDE)
-    find_outliers(op, step, outliers)
+    columns = load_i64(op + COLUMNS)
+    x = own_copy(step, load_i64(op + CODES), load_i64(op + OWN_CODES), thread, columns)
+    meta = own_copy(step, load_i64(op + META_AT), load_i64(op + OWN_META), thread, (columns >> 5) * META)
+    find_outliers(op, step, meta, outliers)
     before = 0
     for i in range(part_count):
         part = parts + i * PART_BYTES
         panels = load_i64(part + PANELS)
-        run_part(part, op, step, max(first - before, 0), min(last - before, panels), scratch, outliers)
+        run_part(part, op, step, max(first - before, 0), min(last - before, panels), x, meta, scratch, outliers)
         before += panels

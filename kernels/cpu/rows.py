@@ -1,6 +1,6 @@
 """Rows of a step, tiles of rows, and how work is shared."""
 
-from edgellm.kernels.ops import KV_BLOCK, STEP
+from edgellm.kernels.ops import KV_BLOCK, OWN_ROWS, STEP
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import load_i32, load_i64
 from edgellm.kernels.simd.vectors import selected
@@ -9,6 +9,7 @@ TILE_TOKENS = selected().tile.tokens
 HEIGHTS = tuple(height for height in (6, 4, 2, 1) if height <= TILE_TOKENS)
 META = 24  # bytes of an activation's meta data for a block of a row
 
+FEW = STEP.few
 ROWS, LOGIT_COUNT, LOGIT_ROWS = STEP.rows, STEP.logit_count, STEP.logit_rows
 SEQUENCES, TABLES, TABLE_STRIDE, KV = STEP.sequences, STEP.tables, STEP.table_stride, STEP.kv
 BLOCK_SHIFT = KV_BLOCK.bit_length() - 1
@@ -32,6 +33,12 @@ def rows_of(step: int, only_selected: int) -> int:
 @kernel
 def source_row(step: int, only_selected: int, row: int) -> int:
     return load_i32(load_i64(step + LOGIT_ROWS) + row * 4) if only_selected else row
+
+
+@kernel
+def own_copy(step: int, shared: int, own: int, thread: int, row_bytes: int) -> int:
+    """Where a thread finds an activation of the normalized rows: in a copy of its own when they are few."""
+    return own + thread * OWN_ROWS * row_bytes if own and load_i64(step + FEW) else shared
 
 
 @kernel

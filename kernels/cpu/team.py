@@ -1,6 +1,7 @@
 """The thread team: a walker of step programs, the barrier between dependent operations, and the wait for work."""
 
-from edgellm.kernels.ops import HEAD, OPERATION_WORDS, TEAM
+from edgellm.kernels.ops import BARRIER, BARRIER_OF_MANY, HEAD, OPERATION_WORDS, TEAM
+from edgellm.kernels.ops import STEP as STEP_RECORD
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (
     call_kernel,
@@ -18,7 +19,7 @@ OPERATION_BYTES = 8 * OPERATION_WORDS
 assert HEAD == ("kernel", "barrier")
 EPOCH, ARRIVALS, GENERATION = TEAM.epoch, TEAM.arrivals, TEAM.generation
 PROGRAM, COUNT, STEP, THREADS, SPINS, STOP = TEAM.program, TEAM.count, TEAM.step, TEAM.threads, TEAM.spins, TEAM.stop
-TIMES = TEAM.times
+TIMES, FEW = TEAM.times, STEP_RECORD.few
 
 
 @kernel
@@ -49,7 +50,8 @@ def walk(team: int, thread: int) -> None:
         times = 0
     for i in range(count):
         op = program + i * OPERATION_BYTES
-        if load_i64(op + 8):
+        wait = load_i64(op + 8)
+        if wait == BARRIER or (wait == BARRIER_OF_MANY and not load_i64(step + FEW)):
             barrier(team, threads, spins)
         if times:
             store_i64(times + i * 8, cycles())
