@@ -32,12 +32,15 @@ class Activation:
 
     def __init__(self, rows: int, columns: int, own_rows: int = 0) -> None:
         """`own_rows` is the room for threads' own copies."""
-        self.codes, self.meta = self._room(rows, columns)
-        self.own_codes, self.own_meta = self._room(own_rows, columns) if own_rows else (None, None)
+        self.codes, self.meta = _activation(rows, columns)
+        self.own_codes: NDArray[np.int8] | None = None
+        self.own_meta: NDArray[np.float32] | None = None
+        if own_rows:
+            self.own_codes, self.own_meta = _activation(own_rows, columns)
 
-    @staticmethod
-    def _room(rows: int, columns: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        return aligned_zeros(rows * columns, np.int8), aligned_zeros(rows * columns // BLOCK * 6, np.float32)
+
+def _activation(rows: int, columns: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    return aligned_zeros(rows * columns, np.int8), aligned_zeros(rows * columns // BLOCK * 6, np.float32)
 
 
 class Buffers:
