@@ -10,10 +10,9 @@ rows i of a small matrix product with the keys (16 positions in the lanes) and t
 float32 sums.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
+from edgellm.kernels.cpu.attention_tiles import FEW, add_values, score_block, score_two_blocks
 from edgellm.kernels.cpu.math import exp2
 from edgellm.kernels.cpu.quantize import quantize_block
 from edgellm.kernels.cpu.rows import META, SEQUENCES, kv_address, tile_height, tile_start
@@ -27,25 +26,20 @@ from edgellm.kernels.simd.arithmetic import (
     lane_numbers,
     less,
     maximum,
-    put,
     splat_f32,
     splat_i32,
     zero_f32,
-    zero_tile,
 )
-from edgellm.kernels.simd.bfloat import dot_bf16, from_bf16, round_to_bf16, store_bf16, to_bf16
+from edgellm.kernels.simd.bfloat import from_bf16, round_to_bf16, store_bf16, to_bf16
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (
-    broadcast_i32,
     load_f32,
     load_f32x16,
     load_i32,
-    load_i32x16,
     load_i64,
     store_f32,
     store_f32x16,
 )
-from edgellm.kernels.simd.vectors import f32x16
 
 Q, OUT_CODES, OUT_META, HEADS, KV_HEADS = ATTEND.q, ATTEND.out_codes, ATTEND.out_meta, ATTEND.heads, ATTEND.kv_heads
 HEAD_SIZE, KV_OFFSET, HEAD_STRIDE, BLOCK_STRIDE = (
@@ -56,109 +50,6 @@ ROWS, POSITIONS, SPANS, SPAN_COUNT, SPLIT = STEP.rows, STEP.positions, STEP.span
 LOWEST = np.float32(-np.inf)
 ZERO = np.float32(0.0)
 HEADER = 16  # floats in front of a result's o: m, l
-# Queries handled together
-QUERY_HEIGHTS = (8, 4, 3, 2, 1)
-
-
-def make_scores(queries: int) -> Callable[..., None]:
-    """Scores of a number of queries against a block of keys."""
-    zeros = zero_tile(f32x16, 2 * queries)
-
-    @kernel
-    def scores(q: int, keys: int, head_size: int, out: int) -> None:
-        """q bf16 [queries][QUERY_STRIDE], keys bf16 [E/2][32][2] -> out float32 [queries][CHUNK], 32 columns of it."""
-        total = zeros()
-        for _ in range(head_size >> 1):
-            low, high = load_i32x16(keys), load_i32x16(keys + 64)
-            for i in range(queries):
-                pair = broadcast_i32(q + i * QUERY_STRIDE * 2)
-                total = put(total, 2 * i, dot_bf16(total[2 * i], low, pair))
-                total = put(total, 2 * i + 1, dot_bf16(total[2 * i + 1], high, pair))
-            q += 4
-            keys += 128
-        for i in range(queries):
-            store_f32x16(out + i * CHUNK * 4, total[2 * i])
-            store_f32x16(out + i * CHUNK * 4 + 64, total[2 * i + 1])
-
-    made: Callable[..., None] = scores
-    return made
-
-
-def make_values(queries: int) -> Callable[..., None]:
-    """Weighted sums of values, 32 entries of the head, of a number of queries, over one block."""
-
-    @kernel
-    def values(weights: int, rows: int, head_size: int, pairs: int, out: int, out_stride: int) -> None:
-        """weights bf16 [queries][2 CHUNK], rows bf16 [pairs][E][2] -> out float32 [queries][out_stride] += ..."""
-        total = zeros()
-        for i in range(queries):
-            total = put(total, 2 * i, load_f32x16(out + i * out_stride * 4))
-            total = put(total, 2 * i + 1, load_f32x16(out + i * out_stride * 4 + 64))
-        for _ in range(pairs):
-            low, high = load_i32x16(rows), load_i32x16(rows + 64)
-            for i in range(queries):
-                pair = broadcast_i32(weights + i * CHUNK * 4)
-                total = put(total, 2 * i, dot_bf16(total[2 * i], low, pair))
-                total = put(total, 2 * i + 1, dot_bf16(total[2 * i + 1], high, pair))
-            rows += head_size * 4
-            weights += 4
-        for i in range(queries):
-            store_f32x16(out + i * out_stride * 4, total[2 * i])
-            store_f32x16(out + i * out_stride * 4 + 64, total[2 * i + 1])
-
-    zeros = zero_tile(f32x16, 2 * queries)
-    made: Callable[..., None] = values
-    return made
-
-
-scores_8, scores_4, scores_3, scores_2, scores_1 = (make_scores(n) for n in QUERY_HEIGHTS)
-values_8, values_4, values_3, values_2, values_1 = (make_values(n) for n in QUERY_HEIGHTS)
-
-
-@kernel
-def score_block(q: int, queries: int, keys: int, head_size: int, out: int) -> None:
-    i = 0
-    while i < queries:
-        left, at, to = queries - i, q + i * QUERY_STRIDE * 2, out + i * CHUNK * 4
-        if left >= 8:
-            scores_8(at, keys, head_size, to)
-            i += 8
-        elif left >= 4:
-            scores_4(at, keys, head_size, to)
-            i += 4
-        elif left == 3:
-            scores_3(at, keys, head_size, to)
-            i += 3
-        elif left == 2:
-            scores_2(at, keys, head_size, to)
-            i += 2
-        else:
-            scores_1(at, keys, head_size, to)
-            i += 1
-
-
-@kernel
-def add_values(weights: int, queries: int, rows: int, head_size: int, pairs: int, out: int, out_stride: int) -> None:
-    for entry in range(0, head_size, 32):
-        i = 0
-        while i < queries:
-            left, at, to = queries - i, weights + i * CHUNK * 4, out + (i * out_stride + entry) * 4
-            of = rows + entry * 4
-            if left >= 8:
-                values_8(at, of, head_size, pairs, to, out_stride)
-                i += 8
-            elif left >= 4:
-                values_4(at, of, head_size, pairs, to, out_stride)
-                i += 4
-            elif left == 3:
-                values_3(at, of, head_size, pairs, to, out_stride)
-                i += 3
-            elif left == 2:
-                values_2(at, of, head_size, pairs, to, out_stride)
-                i += 2
-            else:
-                values_1(at, of, head_size, pairs, to, out_stride)
-                i += 1
 
 
 @kernel
@@ -250,9 +141,16 @@ def attend_chunk(
     position = load_i32(load_i64(step + POSITIONS) + row * 4)
     begin = chunk * CHUNK
     width = min(CHUNK, position + count - begin)
-    for at in range(0, width, KV_BLOCK):
+    at = 0
+    while at < width:
         keys = kv_address(step, sequence, begin + at, kv_offset, block_stride)
-        score_block(queries, count * group, keys, head_size, scores + at * 4)
+        if count * group <= FEW and at + KV_BLOCK < width:
+            more_keys = kv_address(step, sequence, begin + at + KV_BLOCK, kv_offset, block_stride)
+            score_two_blocks(queries, count * group, keys, more_keys, head_size, scores + at * 4)
+            at += 2 * KV_BLOCK
+        else:
+            score_block(queries, count * group, keys, head_size, scores + at * 4)
+            at += KV_BLOCK
     padded = (width + KV_BLOCK - 1) // KV_BLOCK * KV_BLOCK
     for i in range(count * group):
         result = results + i * result_stride * 4

@@ -1,0 +1,160 @@
+"""Register tiles of attention: a few queries times keys, and their weights times values, in bf16 with float32 sums.
+
+A tile is 1, 2, 3, 4 or 8 queries high. Up to 4 of them take 64 positions or entries at once, more take 32: enough
+chains of additions to fill the pipes, and no more accumulators than registers. One score is summed over the
+head, one output over the positions, in ascending order in every tile.
+"""
+
+from collections.abc import Callable
+
+from edgellm.kernels.ops import CHUNK, QUERY_STRIDE
+from edgellm.kernels.simd.arithmetic import put, zero_tile
+from edgellm.kernels.simd.bfloat import dot_bf16
+from edgellm.kernels.simd.kernel import kernel
+from edgellm.kernels.simd.memory import broadcast_i32, load_f32x16, load_i32x16, store_f32x16
+from edgellm.kernels.simd.vectors import f32x16
+
+FEW = 4  # queries
+Tile = Callable[..., None]
+
+
+def make_scores(queries: int, blocks: int) -> Tile:
+    """Scores of a number of queries against one or two blocks of keys."""
+    vectors = 2 * blocks
+    zeros = zero_tile(f32x16, vectors * queries)
+
+    @kernel
+    def scores(q: int, keys: int, more_keys: int, head_size: int, out: int) -> None:
+        """q bf16 [queries][QUERY_STRIDE], keys bf16 [E/2][32][2] -> out float32 [queries][CHUNK], 32 columns each."""
+        total = zeros()
+        for _ in range(head_size >> 1):
+            for i in range(queries):
+                pair = broadcast_i32(q + i * QUERY_STRIDE * 2)
+                for v in range(vectors):
+                    key = load_i32x16((keys if v < 2 else more_keys) + (v & 1) * 64)
+                    total = put(total, vectors * i + v, dot_bf16(total[vectors * i + v], key, pair))
+            q += 4
+            keys += 128
+            more_keys += 128
+        for i in range(queries):
+            for v in range(vectors):
+                store_f32x16(out + i * CHUNK * 4 + v * 64, total[vectors * i + v])
+
+    made: Tile = scores
+    return made
+
+
+def make_values(queries: int, vectors: int) -> Tile:
+    """Weighted sums of values, 16 entries of the head a vector, of a number of queries, over one block."""
+    zeros = zero_tile(f32x16, vectors * queries)
+
+    @kernel
+    def values(weights: int, rows: int, head_size: int, pairs: int, out: int, out_stride: int) -> None:
+        """weights bf16 [queries][2 CHUNK], rows bf16 [pairs][E][2] -> out float32 [queries][out_stride] += ..."""
+        total = zeros()
+        for i in range(queries):
+            for v in range(vectors):
+                total = put(total, vectors * i + v, load_f32x16(out + i * out_stride * 4 + v * 64))
+        for _ in range(pairs):
+            for i in range(queries):
+                pair = broadcast_i32(weights + i * CHUNK * 4)
+                for v in range(vectors):
+                    value = load_i32x16(rows + v * 64)
+                    total = put(total, vectors * i + v, dot_bf16(total[vectors * i + v], value, pair))
+            rows += head_size * 4
+            weights += 4
+        for i in range(queries):
+            for v in range(vectors):
+                store_f32x16(out + i * out_stride * 4 + v * 64, total[vectors * i + v])
+
+    made: Tile = values
+    return made
+
+
+scores_8, scores_4, scores_3, scores_2, scores_1 = (make_scores(n, 1) for n in (8, 4, 3, 2, 1))
+scores_4x2, scores_3x2, scores_2x2, scores_1x2 = (make_scores(n, 2) for n in (4, 3, 2, 1))
+values_8, values_4, values_3, values_2, values_1 = (make_values(n, 2) for n in (8, 4, 3, 2, 1))
+values_4x2, values_3x2, values_2x2, values_1x2 = (make_values(n, 4) for n in (4, 3, 2, 1))
+
+
+@kernel
+def score_two_blocks(q: int, queries: int, keys: int, more_keys: int, head_size: int, out: int) -> None:
+    """Of up to FEW queries."""
+    if queries == 4:
+        scores_4x2(q, keys, more_keys, head_size, out)
+    elif queries == 3:
+        scores_3x2(q, keys, more_keys, head_size, out)
+    elif queries == 2:
+        scores_2x2(q, keys, more_keys, head_size, out)
+    else:
+        scores_1x2(q, keys, more_keys, head_size, out)
+
+
+@kernel
+def score_block(q: int, queries: int, keys: int, head_size: int, out: int) -> None:
+    i = 0
+    while i < queries:
+        left, at, to = queries - i, q + i * QUERY_STRIDE * 2, out + i * CHUNK * 4
+        if left >= 8:
+            scores_8(at, keys, keys, head_size, to)
+            i += 8
+        elif left >= 4:
+            scores_4(at, keys, keys, head_size, to)
+            i += 4
+        elif left == 3:
+            scores_3(at, keys, keys, head_size, to)
+            i += 3
+        elif left == 2:
+            scores_2(at, keys, keys, head_size, to)
+            i += 2
+        else:
+            scores_1(at, keys, keys, head_size, to)
+            i += 1
+
+
+@kernel
+def add_wide_values(weights: int, queries: int, rows: int, head_size: int, pairs: int, out: int, stride: int) -> None:
+    """Of up to FEW queries, 64 entries."""
+    if queries == 4:
+        values_4x2(weights, rows, head_size, pairs, out, stride)
+    elif queries == 3:
+        values_3x2(weights, rows, head_size, pairs, out, stride)
+    elif queries == 2:
+        values_2x2(weights, rows, head_size, pairs, out, stride)
+    else:
+        values_1x2(weights, rows, head_size, pairs, out, stride)
+
+
+@kernel
+def add_narrow_values(weights: int, queries: int, rows: int, head_size: int, pairs: int, out: int, stride: int) -> None:
+    """Of any queries, 32 entries."""
+    i = 0
+    while i < queries:
+        left, at, to = queries - i, weights + i * CHUNK * 4, out + i * stride * 4
+        if left >= 8:
+            values_8(at, rows, head_size, pairs, to, stride)
+            i += 8
+        elif left >= 4:
+            values_4(at, rows, head_size, pairs, to, stride)
+            i += 4
+        elif left == 3:
+            values_3(at, rows, head_size, pairs, to, stride)
+            i += 3
+        elif left == 2:
+            values_2(at, rows, head_size, pairs, to, stride)
+            i += 2
+        else:
+            values_1(at, rows, head_size, pairs, to, stride)
+            i += 1
+
+
+@kernel
+def add_values(weights: int, queries: int, rows: int, head_size: int, pairs: int, out: int, stride: int) -> None:
+    entry = 0
+    while entry < head_size:
+        if queries <= FEW and head_size - entry >= 64:
+            add_wide_values(weights, queries, rows + entry * 4, head_size, pairs, out + entry * 4, stride)
+            entry += 64
+        else:
+            add_narrow_values(weights, queries, rows + entry * 4, head_size, pairs, out + entry * 4, stride)
+            entry += 32
