@@ -1,6 +1,6 @@
 """The thread team: Python threads that walk step programs together, each inside one native call.
 
-Between steps a thread looks for work for a fraction of a millisecond, so that the next token finds it awake, then
+Between steps a thread looks for work for some milliseconds, so that the next token finds it awake, and then
 sleeps: a program that waits at a prompt uses no processor.
 """
 
@@ -15,7 +15,7 @@ from edgellm.kernels.ops import OPERATION_WORDS, TEAM, TEAM_WORDS
 from edgellm.memory.buffers import address, aligned_zeros
 
 SPINS = 2000  # looks at a barrier before giving way; it costs 0.3 us between 2 free cores, 6 us after a yield
-PATIENCE = 20_000  # looks for work before sleeping, some 0.3 ms
+PATIENCE = 100_000  # looks for work before sleeping, some 2 ms: who sleeps may wake on a busy core, and first wait there
 
 
 class Team:
