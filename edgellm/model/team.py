@@ -15,7 +15,8 @@ from edgellm.kernels.ops import OPERATION_WORDS, TEAM, TEAM_WORDS
 from edgellm.memory.buffers import address, aligned_zeros
 
 SPINS = 2000  # looks at a barrier before giving way; it costs 0.3 us between 2 free cores, 6 us after a yield
-PATIENCE = 100_000  # looks for work before sleeping, some 2 ms: who sleeps may wake on a busy core, and first wait there
+# Looks for work before sleeping, some 2 ms: who sleeps may be woken on a busy core, and wait there first
+PATIENCE = 100_000
 
 
 class Team:
