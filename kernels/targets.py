@@ -30,7 +30,12 @@ class Target:
     def tile(self) -> Tile:
         # Largest shape whose accumulators stay in registers: 32 of 512 bits hold 2 x 6 x 2 vectors, the
         # weights and a broadcast; 16 of 256 bits hold two vectors for each of ours.
-        return Tile(2, 6) if self.isa == "avx512-vnni" else Tile(1, 2)
+        return Tile(2, 6) if self.has_32_registers else Tile(1, 2)
+
+    @property
+    def has_32_registers(self) -> bool:
+        """Of the vectors that a tile is made of: 32 of 16 lanes, not 16 of 8 lanes or 32 of 4."""
+        return self.isa == "avx512-vnni"
 
     @property
     def native_f16(self) -> bool:

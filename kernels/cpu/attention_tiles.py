@@ -1,8 +1,9 @@
 """Register tiles of attention: a few queries times keys, and their weights times values, in bf16 with float32 sums.
 
-A tile is 1, 2, 3, 4 or 8 queries high. Up to 4 of them take 64 positions or entries at once, more take 32: enough
-chains of additions to fill the pipes, and no more accumulators than registers. One score is summed over the
-head, one output over the positions, in ascending order in every tile.
+A call takes 1, 2, 3, 4 or 8 queries. With 32 registers, up to 4 of them take 64 positions or entries at once, more take
+32: enough chains of additions to fill the pipes, and no more accumulators than registers. With 16 registers a tile is 4
+queries by 16, and calls are made of tiles. One score is summed over the head, one output over the positions, in
+ascending order in every tile.
 """
 
 from collections.abc import Callable
@@ -12,23 +13,24 @@ from edgellm.kernels.simd.arithmetic import put, zero_tile
 from edgellm.kernels.simd.bfloat import dot_bf16
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import broadcast_i32, load_f32x16, load_i32x16, store_f32x16
-from edgellm.kernels.simd.vectors import f32x16
+from edgellm.kernels.simd.vectors import f32x16, selected
 
-FEW = 4  # queries
 Tile = Callable[..., None]
+HAS_32_REGISTERS = selected().has_32_registers
+FEW = 4 if HAS_32_REGISTERS else 0  # queries that take two blocks of keys at once
 
 
 def make_scores(queries: int, blocks: int) -> Tile:
     """Scores of a number of queries against one or two blocks of keys."""
-    vectors = 2 * blocks
-    zeros = zero_tile(f32x16, vectors * queries)
+    rows, vectors = (queries, 2 * blocks) if HAS_32_REGISTERS else (min(queries, 4), 1)
+    zeros = zero_tile(f32x16, vectors * rows)
 
     @kernel
-    def scores(q: int, keys: int, more_keys: int, head_size: int, out: int) -> None:
-        """q bf16 [queries][QUERY_STRIDE], keys bf16 [E/2][32][2] -> out float32 [queries][CHUNK], 32 columns each."""
+    def tile(q: int, keys: int, more_keys: int, head_size: int, out: int) -> None:
+        """q bf16 [rows][QUERY_STRIDE], keys bf16 [E/2][32][2] -> out float32 [rows][CHUNK], 32 columns a block."""
         total = zeros()
         for _ in range(head_size >> 1):
-            for i in range(queries):
+            for i in range(rows):
                 pair = broadcast_i32(q + i * QUERY_STRIDE * 2)
                 for v in range(vectors):
                     key = load_i32x16((keys if v < 2 else more_keys) + (v & 1) * 64)
@@ -36,36 +38,51 @@ def make_scores(queries: int, blocks: int) -> Tile:
             q += 4
             keys += 128
             more_keys += 128
-        for i in range(queries):
+        for i in range(rows):
             for v in range(vectors):
                 store_f32x16(out + i * CHUNK * 4 + v * 64, total[vectors * i + v])
+
+    @kernel
+    def scores(q: int, keys: int, more_keys: int, head_size: int, out: int) -> None:
+        for i in range(0, queries, rows):
+            for v in range(0, 2, vectors):
+                to = out + i * CHUNK * 4 + v * 64
+                tile(q + i * QUERY_STRIDE * 2, keys + v * 64, more_keys, head_size, to)
 
     made: Tile = scores
     return made
 
 
-def make_values(queries: int, vectors: int) -> Tile:
+def make_values(queries: int, wanted_vectors: int) -> Tile:
     """Weighted sums of values, 16 entries of the head a vector, of a number of queries, over one block."""
-    zeros = zero_tile(f32x16, vectors * queries)
+    rows, vectors = (queries, wanted_vectors) if HAS_32_REGISTERS else (min(queries, 4), 1)
+    zeros = zero_tile(f32x16, vectors * rows)
 
     @kernel
-    def values(weights: int, rows: int, head_size: int, pairs: int, out: int, out_stride: int) -> None:
-        """weights bf16 [queries][2 CHUNK], rows bf16 [pairs][E][2] -> out float32 [queries][out_stride] += ..."""
+    def tile(weights: int, values: int, head_size: int, pairs: int, out: int, stride: int) -> None:
+        """weights bf16 [rows][2 CHUNK], values bf16 [pairs][E][2] -> out float32 [rows][stride] += ..."""
         total = zeros()
-        for i in range(queries):
+        for i in range(rows):
             for v in range(vectors):
-                total = put(total, vectors * i + v, load_f32x16(out + i * out_stride * 4 + v * 64))
+                total = put(total, vectors * i + v, load_f32x16(out + i * stride * 4 + v * 64))
         for _ in range(pairs):
-            for i in range(queries):
+            for i in range(rows):
                 pair = broadcast_i32(weights + i * CHUNK * 4)
                 for v in range(vectors):
-                    value = load_i32x16(rows + v * 64)
+                    value = load_i32x16(values + v * 64)
                     total = put(total, vectors * i + v, dot_bf16(total[vectors * i + v], value, pair))
-            rows += head_size * 4
+            values += head_size * 4
             weights += 4
-        for i in range(queries):
+        for i in range(rows):
             for v in range(vectors):
-                store_f32x16(out + i * out_stride * 4 + v * 64, total[vectors * i + v])
+                store_f32x16(out + i * stride * 4 + v * 64, total[vectors * i + v])
+
+    @kernel
+    def values(weights: int, block: int, head_size: int, pairs: int, out: int, stride: int) -> None:
+        for i in range(0, queries, rows):
+            for v in range(0, wanted_vectors, vectors):
+                to = out + i * stride * 4 + v * 64
+                tile(weights + i * CHUNK * 4, block + v * 64, head_size, pairs, to, stride)
 
     made: Tile = values
     return made
