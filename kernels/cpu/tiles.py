@@ -25,7 +25,7 @@ from edgellm.kernels.simd.arithmetic import (
     splat_i32,
     zero_tile,
 )
-from edgellm.kernels.simd.dot import begin_8, dot_4, dot_8
+from edgellm.kernels.simd.dot import begin_4, begin_8, dot_4, dot_8, end_4, sums_4
 from edgellm.kernels.simd.kernel import inlined, kernel
 from edgellm.kernels.simd.memory import (
     broadcast_4_bytes,
@@ -57,19 +57,19 @@ TileKernel = Callable[[int, int, int, int, int, int, int, int], None]
 def make_tile(layout: int, tokens: int) -> TileKernel:
     """The tile of a layout and height: arguments in `tile` below."""
     zero_sums, zero_dots = zero_tile(f32x16, HALVES * tokens), zero_tile(i32x16, HALVES * tokens)
-    zero_weights = zero_tile(u8x64, HALVES)
+    zero_sums_4, zero_weights = zero_tile(sums_4, HALVES * tokens), zero_tile(u8x64, HALVES)
     has_mins, is_int8 = layout == INT4_ASYM, layout == INT8
     half_bytes = 512 if is_int8 else 256
     begin_plane = 0 if has_mins else 8 * tokens  # -8 * sum; unused with minimums
 
     @inlined
     def dots_4(codes: int, x: int, meta: int) -> Any:
-        dot = zero_dots()
+        dot = zero_sums_4()
         if not has_mins:
             for t in range(tokens):
                 begin = broadcast_i32(meta + begin_plane + t * 4)
                 for h in range(HALVES):
-                    dot = put(dot, h * tokens + t, begin)
+                    dot = put(dot, h * tokens + t, begin_4(begin))
         for j in range(4):
             low, high = zero_weights(), zero_weights()
             for h in range(HALVES):
@@ -81,7 +81,12 @@ def make_tile(layout: int, tokens: int) -> TileKernel:
                 for h in range(HALVES):
                     d = dot_4(dot[h * tokens + t], low[h], x_low)
                     dot = put(dot, h * tokens + t, dot_4(d, high[h], x_high))
-        return dot
+        done = zero_dots()
+        for t in range(tokens):
+            begin = splat_i32(0) if has_mins else broadcast_i32(meta + begin_plane + t * 4)
+            for h in range(HALVES):
+                done = put(done, h * tokens + t, end_4(dot[h * tokens + t], begin))
+        return done
 
     @inlined
     def dots_8(codes: int, x: int, meta: int) -> Any:

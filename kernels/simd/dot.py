@@ -2,12 +2,15 @@
 
 A weight is a code u, stored unsigned; an activation s is signed and never -128. Per lane, over its 4 bytes:
 
-    dot_4(sum, u, s)    sum + u . s                          u in 0..15
+    begin_4(value)      sums that begin at an int32 value    of one block, no more
+    dot_4(sums, u, s)   sums + u . s                         u in 0..15
+    end_4(sums, value)  the sums of a block as int32         value as at the beginning
     begin_8(value)      the first sum of an INT8 product     value = -128 * (all s of the block)
     dot_8(sum, u, s)    after begin_8 and a whole block, the sum is (u - 128) . s
 
 VNNI multiplies unsigned with signed bytes, so there the -128 is paid at the beginning; elsewhere dot_8 multiplies
-u - 128 itself and begin_8 is zero. All sums are exact: nothing saturates.
+u - 128 itself and begin_8 is zero. AVX2 adds the products of INT4 codes in 16 bits, for which those of a block are
+small enough (8 pairs of at most 2 * 15 * 127), and widens them once, in end_4. All sums are exact: nothing saturates.
 """
 
 from typing import Any
@@ -19,6 +22,7 @@ from numba import types
 from edgellm.kernels.simd.vectors import (
     I16,
     I32,
+    Vector,
     call,
     constant,
     i32x16,
@@ -44,6 +48,10 @@ def _joined(b: Builder, parts: list[Any]) -> Any:
     return parts[0]
 
 
+# Sums of a block of INT4 products
+sums_4 = Vector("i16x32", I16, 32) if selected().isa == "avx2" else i32x16
+
+
 def _unsigned_8() -> bool:
     return "vnni" in selected().isa
 
@@ -55,13 +63,13 @@ def _vnni(b: Builder, total: Any, u: Any, s: Any, bits: int) -> Any:
 
 def _avx2(b: Builder, total: Any, u: Any, s: Any, signed: bool) -> Any:
     """Pairs of products in 16 bits, then pairs of pairs in 32."""
+    assert signed, "INT4 products are added by dot_4 itself"
     words, halves = ir.VectorType(I32, 8), ir.VectorType(I16, 16)
-    if signed:
-        # u * s would overflow 16 bits in pairs (255 * 127 * 2): multiply |code| with s of the code's sign instead.
-        code = b.xor(u, constant(u.type, 128))
-        s = call(b, "llvm.x86.avx2.psign.b", s.type, s, code)
-        u = b.select(b.icmp_signed("<", code, constant(code.type, 0)), b.neg(code), code)
-    pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", halves, u, s)
+    # u * s would overflow 16 bits in pairs (255 * 127 * 2): multiply |code| with s of the code's sign instead.
+    code = b.xor(u, constant(u.type, 128))
+    s = call(b, "llvm.x86.avx2.psign.b", s.type, s, code)
+    size = b.select(b.icmp_signed("<", code, constant(code.type, 0)), b.neg(code), code)
+    pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", halves, size, s)
     return b.add(total, call(b, "llvm.x86.avx2.pmadd.wd", words, pairs, constant(halves, 1)))
 
 
@@ -94,9 +102,30 @@ def _dot(b: Builder, total: Any, u: Any, s: Any, signed: bool) -> Any:
     return _joined(b, [emit(b, *part, signed=signed) for part in split])
 
 
-@operation(i32x16, i32x16, u8x64, u8x64)
-def dot_4(b: Builder, total: Any, u: Any, s: Any) -> Any:
-    return _dot(b, total, u, s, signed=False)
+@operation(sums_4, i32x16)
+def begin_4(b: Builder, value: Any) -> Any:
+    return value if sums_4 is i32x16 else ir.Constant(sums_4.llvm, None)
+
+
+@operation(sums_4, sums_4, u8x64, u8x64)
+def dot_4(b: Builder, sums: Any, u: Any, s: Any) -> Any:
+    if sums_4 is i32x16:
+        return _dot(b, sums, u, s, signed=False)
+    halves = ir.VectorType(I16, 16)
+    pairs = [
+        call(b, "llvm.x86.avx2.pmadd.ub.sw", halves, *part)
+        for part in zip(_parts(b, u, 2), _parts(b, s, 2), strict=True)
+    ]
+    return b.add(sums, _joined(b, pairs))
+
+
+@operation(i32x16, sums_4, i32x16)
+def end_4(b: Builder, sums: Any, value: Any) -> Any:
+    if sums_4 is i32x16:
+        return sums
+    words, ones = ir.VectorType(I32, 8), constant(ir.VectorType(I16, 16), 1)
+    wide = [call(b, "llvm.x86.avx2.pmadd.wd", words, part, ones) for part in _parts(b, sums, 2)]
+    return b.add(value, _joined(b, wide))
 
 
 @operation(i32x16, types.int64)
