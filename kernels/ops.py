@@ -28,6 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 KV_BLOCK = 32  # tokens of a KV block
+META_WORDS = 6  # 4 bytes each, of an activation's meta data for a block of a row
+RESULT_HEADER = 16  # floats in front of what attention sums up: the largest score, the sum of weights
+MAX_TILE_ROWS = 8
 CHUNK = 256  # positions whose attention is summed before it is folded into the rest, in this order
 SPAN_QUERIES = 24  # query vectors that attention handles together
 QUERY_STRIDE = 272  # values from one query to the next: room for a head of 256, and no multiple of a cache way

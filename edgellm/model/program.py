@@ -23,9 +23,6 @@ from edgellm.memory.kv import KVCache
 from edgellm.model.rope import RopeTable
 from edgellm.packed import PackedModel, Weight
 
-RESULT_HEADER = 16  # floats in front of an attention result: its largest score and sum
-MAX_TILE_ROWS = 8
-
 
 class Activation:
     """Rows quantized for a matrix product; ops.py says how they lie."""
@@ -40,7 +37,7 @@ class Activation:
 
 
 def _activation(rows: int, columns: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    return aligned_zeros(rows * columns, np.int8), aligned_zeros(rows * columns // BLOCK * 6, np.float32)
+    return aligned_zeros(rows * columns, np.int8), aligned_zeros(rows * columns // BLOCK * ops.META_WORDS, np.float32)
 
 
 class Buffers:
@@ -55,12 +52,12 @@ class Buffers:
         self.activated = Activation(rows, config.ffn_width)
         self.logits = aligned_zeros((logit_rows, padded_rows(config.vocabulary)), np.float32)
         self.chunks = -(-context // ops.CHUNK)
-        result = RESULT_HEADER + config.head_size
+        result = ops.RESULT_HEADER + config.head_size
         split_rows = min(rows, ops.SPLIT_ROWS)
         self.partials = aligned_zeros(split_rows * config.heads * self.chunks * result, np.float32)
         queries = max(ops.SPAN_QUERIES, config.heads // config.kv_heads)
         attention = queries * (ops.QUERY_STRIDE + ops.CHUNK + 2 * result)
-        self.scratch_stride = 4 * max(attention, 2 * MAX_TILE_ROWS * BLOCK)
+        self.scratch_stride = 4 * max(attention, 2 * ops.MAX_TILE_ROWS * BLOCK)
         blocks = max(config.width, attention_width, config.ffn_width) // BLOCK
         self.outliers = aligned_zeros((threads, rows * (blocks + 1), 4), np.int32)
         self.scratch = aligned_zeros(threads * self.scratch_stride, np.uint8)

@@ -17,7 +17,7 @@ from edgellm.kernels.cpu.math import exp2
 from edgellm.kernels.cpu.quantize import quantize_block
 from edgellm.kernels.cpu.rows import META, SEQUENCES, kv_address, tile_height, tile_start
 from edgellm.kernels.layouts import BLOCK
-from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, QUERY_STRIDE, SPAN_QUERIES, STEP
+from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, QUERY_STRIDE, RESULT_HEADER, SPAN_QUERIES, STEP
 from edgellm.kernels.simd.arithmetic import (
     choose,
     choose_i32,
@@ -49,7 +49,6 @@ PARTIALS, CHUNKS, SCRATCH, SCRATCH_STRIDE = ATTEND.partials, ATTEND.chunks, ATTE
 ROWS, POSITIONS, SPANS, SPAN_COUNT, SPLIT = STEP.rows, STEP.positions, STEP.spans, STEP.span_count, STEP.split
 LOWEST = np.float32(-np.inf)
 ZERO = np.float32(0.0)
-HEADER = 16  # floats in front of a result's o: m, l
 
 
 @kernel
@@ -89,13 +88,13 @@ def fold(into: int, chunk: int, head_size: int) -> None:
     store_f32(into, m_new)
     both = splat_f32(load_f32(into + 4)) * keep + splat_f32(load_f32(chunk + 4)) * take
     store_f32(into + 4, fold_max(both))
-    for at in range(HEADER * 4, (HEADER + head_size) * 4, 64):
+    for at in range(RESULT_HEADER * 4, (RESULT_HEADER + head_size) * 4, 64):
         store_f32x16(into + at, load_f32x16(into + at) * keep + load_f32x16(chunk + at) * take)
 
 
 @kernel
 def copy(into: int, result: int, head_size: int) -> None:
-    for at in range(0, (HEADER + head_size) * 4, 64):
+    for at in range(0, (RESULT_HEADER + head_size) * 4, 64):
         store_f32x16(into + at, load_f32x16(result + at))
 
 
@@ -109,7 +108,7 @@ def emit(op: int, step: int, result: int, row: int, head: int) -> None:
     total = splat_f32(load_f32(result + 4))
     for entry in range(0, head_size, BLOCK):
         block = (head * head_size + entry) >> 5
-        o = result + (HEADER + entry) * 4
+        o = result + (RESULT_HEADER + entry) * 4
         codes = load_i64(op + OUT_CODES) + start * columns + (block * tokens + slot) * BLOCK
         meta = load_i64(op + OUT_META) + (start * (columns >> 5) + block * tokens) * META + slot * 4
         quantize_block(load_f32x16(o) / total, load_f32x16(o + 64) / total, codes, meta, tokens)
@@ -131,10 +130,10 @@ def attend_chunk(
 ) -> None:
     """(m, l, o) of a chunk for every query of a unit; l = 0 where a query sees nothing of it.
 
-    queries bf16 [.][QUERY_STRIDE], scores float32 [.][CHUNK], results float32 [.][HEADER + E]
+    queries bf16 [.][QUERY_STRIDE], scores float32 [.][CHUNK], results float32 [.][RESULT_HEADER + E]
     """
     head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
-    result_stride = HEADER + head_size
+    result_stride = RESULT_HEADER + head_size
     kv_offset = load_i64(op + KV_OFFSET) + kv_head * load_i64(op + HEAD_STRIDE)
     block_stride = load_i64(op + BLOCK_STRIDE)
     sequence = load_i32(load_i64(step + SEQUENCES) + row * 4)
@@ -157,11 +156,11 @@ def attend_chunk(
         visible = position + i // group + 1 - begin
         soften(scores + i * CHUNK * 4, visible, padded, result)
         for entry in range(0, head_size, 16):
-            store_f32x16(result + (HEADER + entry) * 4, zero_f32())
+            store_f32x16(result + (RESULT_HEADER + entry) * 4, zero_f32())
     for at in range(0, width, KV_BLOCK):
         values = kv_address(step, sequence, begin + at, kv_offset, block_stride) + head_size * KV_BLOCK * 2
         pairs = (min(KV_BLOCK, width - at) + 1) >> 1
-        add_values(scores + at * 2, count * group, values, head_size, pairs, results + HEADER * 4, result_stride)
+        add_values(scores + at * 2, count * group, values, head_size, pairs, results + RESULT_HEADER * 4, result_stride)
 
 
 @kernel
@@ -169,7 +168,7 @@ def attend_unit(op: int, step: int, span: int, kv_head: int, scratch: int) -> No
     """All chunks of a unit, one after the other, and its output."""
     head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
     row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
-    size, stride = max(SPAN_QUERIES, group), HEADER + head_size
+    size, stride = max(SPAN_QUERIES, group), RESULT_HEADER + head_size
     queries = scratch
     scores = queries + size * QUERY_STRIDE * 2
     chunk_results = scores + size * CHUNK * 4
@@ -190,9 +189,9 @@ def attend_unit(op: int, step: int, span: int, kv_head: int, scratch: int) -> No
 
 @kernel
 def partial_at(op: int, row: int, head: int, chunk: int) -> int:
-    """Where a query's result of a chunk waits to be folded: float32 [row][H][chunks][HEADER + E]."""
+    """Where a query's result of a chunk waits to be folded: float32 [row][H][chunks][RESULT_HEADER + E]."""
     index = (row * load_i64(op + HEADS) + head) * load_i64(op + CHUNKS) + chunk
-    return load_i64(op + PARTIALS) + index * (HEADER + load_i64(op + HEAD_SIZE)) * 4
+    return load_i64(op + PARTIALS) + index * (RESULT_HEADER + load_i64(op + HEAD_SIZE)) * 4
 
 
 @kernel
@@ -200,7 +199,7 @@ def attend_split_unit(op: int, step: int, span: int, kv_head: int, chunk: int, s
     """One chunk of a unit, left for `combine`."""
     head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
     row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
-    size, stride = max(SPAN_QUERIES, group), HEADER + head_size
+    size, stride = max(SPAN_QUERIES, group), RESULT_HEADER + head_size
     queries = scratch
     scores = queries + size * QUERY_STRIDE * 2
     results = scores + size * CHUNK * 4

@@ -19,6 +19,7 @@ from edgellm.kernels.ops import (
     KEY,
     KV_BLOCK,
     MATMUL,
+    MAX_TILE_ROWS,
     PART,
     QUERY,
     STEP,
@@ -43,7 +44,6 @@ add_outliers_int4, add_outliers_int4_asym, add_outliers_int8 = (
 )
 
 PART_BYTES = 8 * len(PART.names)
-SCRATCH_BYTES = 2 * 8 * BLOCK * 4  # two tiles of up to 8 rows
 POSITIONS = STEP.positions
 PARTS, PART_COUNT, CODES, META_AT = MATMUL.parts, MATMUL.part_count, MATMUL.codes, MATMUL.meta
 OWN_CODES, OWN_META = MATMUL.own_codes, MATMUL.own_meta
@@ -148,7 +148,7 @@ def run_part(
     """Panels first..last of a part, times the activation; outliers as `find_outliers` leaves them."""
     blocks = load_i64(op + COLUMNS) >> 5
     rows = rows_of(step, load_i64(op + SELECTED))
-    y, up = scratch, scratch + 8 * BLOCK * 4
+    y, up = scratch, scratch + MAX_TILE_ROWS * BLOCK * 4
     for panel in range(first, last):
         start, entries = 0, outliers
         while start < rows:

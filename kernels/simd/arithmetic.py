@@ -129,16 +129,6 @@ def less(b: Builder, x: Any, y: Any) -> Any:
     return b.icmp_signed("<", x, y)
 
 
-@operation(mask16, i32x16, i32x16)
-def equal(b: Builder, x: Any, y: Any) -> Any:
-    return b.icmp_signed("==", x, y)
-
-
-@operation(mask16, f32x16, f32x16)
-def equal_f32(b: Builder, x: Any, y: Any) -> Any:
-    return b.fcmp_ordered("==", x, y)
-
-
 @operation(mask16, f32x16, f32x16)
 def less_f32(b: Builder, x: Any, y: Any) -> Any:
     return b.fcmp_ordered("<", x, y)
