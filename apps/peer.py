@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgellm.apps.measurement import Speed, peak_rss_bytes
-from edgellm.errors import EdgeLLMError, MissingExtraError
+from edgellm.errors import EdgeLLMError, MissingExtraError, OptionError
 
 WARM_UP_TOKENS = 8
 ROOM = 64  # tokens of context beyond what is measured
@@ -35,9 +35,11 @@ class PeerResult:
 
 
 def measure_peer(gguf: Path, num_prompt_tokens: int, num_tokens: int, threads: int) -> PeerResult:
-    """Measure llama.cpp once, in a new process. Errors: MissingExtraError, PeerError."""
+    """Measure llama.cpp once, in a new process. Errors: MissingExtraError, OptionError, PeerError."""
     if find_spec("llama_cpp") is None:
         raise MissingExtraError("llama-cpp-python is not installed; `pip install 'edgellm[bench]'` builds it")
+    if not gguf.is_file():
+        raise OptionError(f"--against {gguf}: there is no such file; name a GGUF file for llama.cpp")
     command = [sys.executable, "-P", "-m", "edgellm.apps.peer", str(gguf)]
     command += [str(number) for number in (num_prompt_tokens, num_tokens, threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -54,7 +56,7 @@ def _measure(gguf: Path, num_prompt_tokens: int, num_tokens: int, threads: int) 
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), llama_cpp.llama_model_default_params())
     if not model:
-        raise PeerError("the file does not load")
+        raise PeerError("the file does not load; get it again, or convert it with a current llama.cpp")
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = num_prompt_tokens + num_tokens + ROOM
     params.n_batch = num_prompt_tokens + ROOM

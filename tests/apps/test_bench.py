@@ -132,6 +132,8 @@ def test_llama_cpp_is_measured(run: Run, tiny: str, tiny_gguf: Path, tmp_path: P
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     failed = run("bench", tiny, *SMALL, "--against", tmp_path / "bad.gguf")
     assert failed.code == 1 and "llama.cpp failed on" in failed.err
+    missing = run("bench", tiny, *SMALL, "--against", tmp_path / "none.gguf")
+    assert (missing.code, missing.out) == (2, "") and "none.gguf: there is no such file" in missing.err
 
 
 @pytest.mark.parametrize("tied", [True, False])
