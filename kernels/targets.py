@@ -54,7 +54,7 @@ X86_LEVELS = {
     "avx-vnni": ("x86-64-v3", ("avx2", "avxvnni", "f16c", "fma")),
     "avx2": ("x86-64-v3", ("avx2", "f16c", "fma")),
 }
-ISAS = (*X86_LEVELS, "neon-dotprod", "plain")
+ISAS = (*X86_LEVELS, "neon-dotprod", "wasm-simd", "plain")
 
 
 def host_target() -> Target:

@@ -22,6 +22,7 @@ from edgellm.kernels.simd.vectors import (
     call,
     constant,
     f32x16,
+    fused,
     i32x16,
     mask16,
     operation,
@@ -63,7 +64,7 @@ _binary(operator.truediv, {f32x16: "fdiv"})
 @operation(f32x16, f32x16, f32x16, f32x16)
 def fma(b: Builder, x: Any, y: Any, z: Any) -> Any:
     """x * y + z, rounded once."""
-    return call(b, "llvm.fma.v16f32", F32X16, x, y, z)
+    return fused(b, x, y, z)
 
 
 @operation(f32x16, types.float32)

@@ -21,6 +21,7 @@ from edgellm.kernels.simd.vectors import (
     call,
     constant,
     f32x16,
+    fused,
     i32x16,
     operation,
     pointer,
@@ -112,5 +113,4 @@ def dot_bf16(b: Builder, total: Any, x: Any, y: Any) -> Any:
     upper = constant(I32X16, -(1 << 16))
     high_x, high_y = (b.bitcast(b.and_(v, upper), F32X16) for v in (x, y))
     low_x, low_y = (b.bitcast(b.shl(v, constant(I32X16, 16)), F32X16) for v in (x, y))
-    total = call(b, "llvm.fma.v16f32", F32X16, high_x, high_y, total)
-    return call(b, "llvm.fma.v16f32", F32X16, low_x, low_y, total)
+    return fused(b, low_x, low_y, fused(b, high_x, high_y, total))

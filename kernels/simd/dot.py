@@ -26,6 +26,7 @@ from edgellm.kernels.simd.vectors import (
     call,
     constant,
     i32x16,
+    joined,
     operation,
     selected,
     shuffle,
@@ -37,15 +38,6 @@ from edgellm.kernels.simd.vectors import (
 def _parts(b: Builder, v: Any, parts: int) -> list[Any]:
     width = v.type.count // parts
     return [shuffle(b, v, list(range(part * width, (part + 1) * width))) for part in range(parts)]
-
-
-def _joined(b: Builder, parts: list[Any]) -> Any:
-    while len(parts) > 1:
-        parts = [
-            b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, 2 * x.type.count), list(range(2 * x.type.count))))
-            for x, y in zip(parts[::2], parts[1::2], strict=True)
-        ]
-    return parts[0]
 
 
 # Sums of a block of INT4 products
@@ -79,6 +71,19 @@ def _neon(b: Builder, total: Any, u: Any, s: Any, signed: bool) -> Any:
     return call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", ir.VectorType(I32, 4), total, code, s)
 
 
+def _wasm(b: Builder, total: Any, u: Any, s: Any, signed: bool) -> Any:
+    """Relaxed SIMD adds 4 products of a signed byte and one of 7 bits; 8-bit codes go in pairs of 16 bits."""
+    if not signed:
+        return call(b, "llvm.wasm.relaxed.dot.i8x16.i7x16.add.signed", ir.VectorType(I32, 4), s, u, total)
+    code, words, halves = b.xor(u, constant(u.type, 128)), ir.VectorType(I32, 4), ir.VectorType(I16, 8)
+    pairs = []
+    for first in (0, 8):
+        wide = [b.sext(shuffle(b, v, list(range(first, first + 8))), halves) for v in (code, s)]
+        pairs.append(call(b, "llvm.wasm.dot", words, *wide))
+    even, odd = (b.shuffle_vector(*pairs, ir.Constant(words, list(range(at, 8, 2)))) for at in (0, 1))
+    return b.add(total, b.add(even, odd))
+
+
 def _plain(b: Builder, total: Any, u: Any, s: Any, signed: bool) -> Any:
     wide = ir.VectorType(I32, u.type.count)
     code = b.sub(b.zext(u, wide), constant(wide, 128 if signed else 0))
@@ -94,12 +99,12 @@ def _dot(b: Builder, total: Any, u: Any, s: Any, signed: bool) -> Any:
         return _vnni(b, total, u, s, 512)
     if isa == "plain":
         return _plain(b, total, u, s, signed)
-    parts = 4 if isa == "neon-dotprod" else 2
+    parts = 2 if isa in ("avx-vnni", "avx2") else 4
     split = zip(_parts(b, total, parts), _parts(b, u, parts), _parts(b, s, parts), strict=True)
     if isa == "avx-vnni":
-        return _joined(b, [_vnni(b, *part, bits=256) for part in split])
-    emit = _avx2 if isa == "avx2" else _neon
-    return _joined(b, [emit(b, *part, signed=signed) for part in split])
+        return joined(b, [_vnni(b, *part, bits=256) for part in split])
+    emit = {"avx2": _avx2, "neon-dotprod": _neon, "wasm-simd": _wasm}[isa]
+    return joined(b, [emit(b, *part, signed=signed) for part in split])
 
 
 @operation(sums_4, i32x16)
@@ -116,7 +121,7 @@ def dot_4(b: Builder, sums: Any, u: Any, s: Any) -> Any:
         call(b, "llvm.x86.avx2.pmadd.ub.sw", halves, *part)
         for part in zip(_parts(b, u, 2), _parts(b, s, 2), strict=True)
     ]
-    return b.add(sums, _joined(b, pairs))
+    return b.add(sums, joined(b, pairs))
 
 
 @operation(i32x16, sums_4, i32x16)
@@ -125,7 +130,7 @@ def end_4(b: Builder, sums: Any, value: Any) -> Any:
         return sums
     words, ones = ir.VectorType(I32, 8), constant(ir.VectorType(I16, 16), 1)
     wide = [call(b, "llvm.x86.avx2.pmadd.wd", words, part, ones) for part in _parts(b, sums, 2)]
-    return b.add(value, _joined(b, wide))
+    return b.add(value, joined(b, wide))
 
 
 @operation(i32x16, types.int64)

@@ -94,9 +94,25 @@ def call(b: ir.IRBuilder, name: str, result: ir.Type, *values: ir.Value) -> ir.V
     return b.call(function, values)
 
 
+def fused(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    """x * y + z of 16 floats, rounded once; WebAssembly promises that only where the processor below can."""
+    if selected().isa != "wasm-simd":
+        return call(b, "llvm.fma.v16f32", f32x16.llvm, x, y, z)
+    quarters = [[shuffle(b, v, list(range(at, at + 4))) for v in (x, y, z)] for at in range(0, LANES, 4)]
+    return joined(b, [call(b, "llvm.wasm.relaxed.madd.v4f32", part[0].type, *part) for part in quarters])
+
+
+def joined(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
+    """Vectors of one width, 2^n of them, side by side."""
+    while len(parts) > 1:
+        lanes = ir.Constant(ir.VectorType(I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+        parts = [b.shuffle_vector(x, y, lanes) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
 def pointer(b: ir.IRBuilder, where: ir.Value, pointee: ir.Type) -> ir.Value:
     return b.inttoptr(where, pointee.as_pointer())
 
 
-__all__ = ["LANES", "Vector", "address", "call", "constant", "f32x16", "i32x16", "mask16", "operation", "pointer",
-           "selected", "shuffle", "splat", "u8x64"]  # fmt: skip
+__all__ = ["LANES", "Vector", "address", "call", "constant", "f32x16", "fused", "i32x16", "joined", "mask16", "operation",
+           "pointer", "selected", "shuffle", "splat", "u8x64"]  # fmt: skip
