@@ -1,6 +1,8 @@
 """Opening a model while a person watches."""
 
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import edgellm
 from edgellm.apps.terminal import StatusLine
@@ -21,10 +23,11 @@ def load_kernels(isa: str | None = None) -> jit.Library:
         return jit.load(cache_folder() / "kernels", isa=isa, progress=_compiling(line))
 
 
-def load(path: Path, *, context: int | None, threads: int | None, isa: str | None = None) -> edgellm.Model:
-    """Open a packed file. Errors: as edgellm.load."""
+def load(path: Path, args: Namespace, **options: Any) -> edgellm.Model:
+    """Open a packed file as the options that commands share say, and `options` of edgellm.load. Errors: as there."""
+    shared = {"threads": args.threads, "kv_cache_dtype": args.kv_cache_dtype}
     with StatusLine() as line:
-        return edgellm.load(path, context=context, threads=threads, isa=isa, progress=_compiling(line))
+        return edgellm.load(path, progress=_compiling(line), **shared, **options)
 
 
 def _compiling(line: StatusLine) -> jit.Progress:

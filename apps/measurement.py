@@ -9,11 +9,10 @@ from pathlib import Path
 import psutil
 
 from edgellm import Model, SamplingParams
-from edgellm.config import ModelConfig
+from edgellm.memory.kv import KVDtype, kv_bytes_per_token
 from edgellm.packed_header import PackedHeader
 
 NEVER = -1e9  # added to the logits of stop tokens, so that every answer has the length asked for
-KV_ITEM_BYTES = 2  # f16
 WARM_UP_TOKENS = 8
 
 
@@ -59,19 +58,14 @@ def median_speed(speeds: list[Speed]) -> Speed:
     )
 
 
-def bytes_per_token(header: PackedHeader, position: int) -> int:
+def bytes_per_token(header: PackedHeader, position: int, dtype: KVDtype = "bf16") -> int:
     """Bytes that decoding the token at a position reads: all weights, once, and the keys and values before it.
 
     Of the embedding it needs a row, which is not counted; where the embedding is the head too, it needs all of it.
     """
     parts = ("tokenizer", "rope_factors") if header.config.tied_head else ("tokenizer", "rope_factors", "embedding")
     weights = sum(tensor.nbytes for name, tensor in header.table.items() if name.split(".")[0] not in parts)
-    return weights + position * kv_bytes(header.config)
-
-
-def kv_bytes(config: ModelConfig) -> int:
-    """Bytes of keys and values that a token keeps in all layers."""
-    return 2 * config.layers * config.kv_heads * config.head_size * KV_ITEM_BYTES
+    return weights + position * kv_bytes_per_token(header.config, dtype)
 
 
 def peak_rss_bytes() -> int:

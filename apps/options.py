@@ -5,18 +5,22 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ActionsConta
 from edgellm import SamplingParams
 from edgellm.errors import OptionError
 from edgellm.kernels.layouts import LAYOUTS
+from edgellm.memory.kv import KV_DTYPES
 
 MODEL_HELP = "name of a model (see `edgellm models`), a packed file, or a GGUF file"
 
 
 def add_engine_options(parser: ArgumentParser) -> None:
     parser.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and answer together")
-    add_threads(parser)
+    add_machine_options(parser)
 
 
-def add_threads(parser: ArgumentParser) -> None:
+def add_machine_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads that compute (default: the free physical cores)"
+    )
+    parser.add_argument(
+        "--kv-cache-dtype", choices=KV_DTYPES, default=KV_DTYPES[0], help="keys and values (default: %(default)s)"
     )
 
 

@@ -66,6 +66,7 @@ def read_config(gguf: GGUFFile) -> ModelConfig:
         rope_scale=_rope_scale(metadata),
         norm_epsilon=metadata.number("attention.layer_norm_rms_epsilon"),
         tied_head=gguf_name("head") not in gguf.tensors,
+        sliding_window=metadata.count("attention.sliding_window", 0) or None,
     )
 
 

@@ -8,7 +8,7 @@ Legend of shapes, used in every docstring of the project:
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 from edgellm.errors import UnsupportedModelError
@@ -34,6 +34,7 @@ class ModelConfig:
     rope_scale: float  # linear position scaling: positions are divided by it
     norm_epsilon: float
     tied_head: bool  # the output head is the embedding
+    sliding_window: int | None = None  # tokens that a token sees, itself the last; None: all before it
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -44,6 +45,9 @@ class ModelConfig:
                 raise UnsupportedModelError(f"config: {field.name} = {value!r} is not a positive finite number")
             if field.type is bool and type(value) is not bool:
                 raise UnsupportedModelError(f"config: {field.name} = {value!r} is not true or false")
+        window = self.sliding_window
+        if window is not None and not (type(window) is int and 0 < window <= MAX_DIMENSION):
+            raise UnsupportedModelError(f"config: sliding_window = {window!r} is not a count in 1..{MAX_DIMENSION}")
         if self.architecture != "llama":
             raise UnsupportedModelError(
                 f"architecture {self.architecture!r} is not supported; this version runs: llama"
@@ -62,11 +66,12 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
-        """The config that `to_json` wrote; unknown, missing or mistyped entries are errors."""
+        """The config that `to_json` wrote; unknown, mistyped, or missing entries (without a default) are errors."""
         names = {field.name for field in fields(cls)}
-        if not isinstance(data, dict) or set(data) != names:
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not isinstance(data, dict) or not needed <= set(data) <= names:
             found = sorted(data) if isinstance(data, dict) else type(data).__name__
-            raise UnsupportedModelError(f"config: expected exactly the entries {sorted(names)}, found {found}")
+            raise UnsupportedModelError(f"config: expected the entries {sorted(names)}, found {found}")
         return cls(**data)
 
     def to_json(self) -> dict[str, Any]:

@@ -12,7 +12,8 @@ Buffers:
     activation    what a matrix product reads: rows quantized to INT8 with a scale per block of 32, see below
     logits        float32 [logit rows][V]
     kv            one arena of blocks of KV_BLOCK tokens; a block holds [L][K][keys, values]:
-                  keys bf16 [E/2][KV_BLOCK][2], values bf16 [KV_BLOCK/2][E][2]
+                  keys bf16 [E/2][KV_BLOCK][2], values bf16 [KV_BLOCK/2][E][2]; or both int8, then their
+                  scales, bf16 [keys, values][E/32][KV_BLOCK]: 32 entries of a key or value are scale * code
 
 An activation holds rows in tiles of T rows, the heights that `tile_height` gives (largest first). The tile of rows
 r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 24 in the meta bytes:
@@ -82,7 +83,7 @@ MATMUL = Record(
 PART = Record(
     "layout", "codes", "scales", "mins", "group", "panels", "epilogue", "out", "out_meta", "stride",
     "up_layout", "up_codes", "up_scales", "up_mins", "up_group",
-    "rope", "head_size", "scale", "kv_offset", "head_stride", "block_stride",
+    "rope", "head_size", "scale", "kv_offset", "head_stride", "block_stride", "kv_int8",
 )  # fmt: skip
 
 # Layouts, as kernels know them
@@ -96,10 +97,11 @@ KEY = 3  # into the KV cache: rope(y)
 VALUE = 4  # into the KV cache
 SWIGLU = 5  # out activation = quantized(silu(y) * up)
 
-# out = quantized(softmax(q keys) values); partial results go through `partials` when positions are split
+# out = quantized(softmax(q keys) values); partial results go through `partials` when positions are split. With a
+# `window`, a row sees that many positions, its own the last; with 0 all up to its own.
 ATTEND = Record(
     *HEAD, "q", "out_codes", "out_meta", "heads", "kv_heads", "head_size", "kv_offset", "head_stride", "block_stride",
-    "partials", "chunks", "scratch", "scratch_stride",
+    "kv_int8", "window", "partials", "chunks", "scratch", "scratch_stride",
 )  # fmt: skip
 
 # One per logit row, or 0 for a row whose logits alone are wanted; chosen is written

@@ -67,28 +67,47 @@ def bf16(x: Array) -> Any:
     return np.where(np.abs(x) < 2.0**-60, np.float32(0), rounded)
 
 
-def attend(q: Array, keys: Array, values: Array, first_position: int) -> Any:
-    """Causal attention with grouped heads, on queries, keys, values and weights in bf16.
+def quantize_kv(x: Array) -> tuple[Array, Array]:
+    """Keys or values [..][E] -> codes int32 [..][E] in -127..127, scales float32 [..][E/32], bf16 numbers."""
+    blocks = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, BLOCK)
+    scales = bf16(np.abs(blocks).max(-1) / np.float32(127))
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+    return np.rint(blocks * inverse[..., None]).astype(np.int32).reshape(x.shape), scales
+
+
+def attend(
+    q: Array, keys: Array, values: Array, first_position: int, *, dtype: str = "bf16", window: int | None = None
+) -> Any:
+    """Causal attention with grouped heads: queries and weights in bf16, keys and values in bf16 or INT8.
 
     q [R][H][E], scaled (by log2(e) as well), at positions first_position..; keys and values [S][K][E] of positions
-    0..S-1 -> [R][H][E]
+    0..S-1 -> [R][H][E]. With a window, a row sees that many positions, its own the last.
     """
     rows, heads, _ = q.shape
-    q, keys, values = (bf16(a).astype(np.float64) for a in (q, keys, values))
+    q = bf16(q).astype(np.float64)
     keys, values = (np.repeat(a, heads // a.shape[1], axis=1) for a in (keys, values))
+    if dtype == "int8":
+        (keys, scales), (values, value_scales) = quantize_kv(keys), quantize_kv(values)
+        keys = dequantize(keys, scales)
+    else:
+        keys, values = (bf16(a).astype(np.float64) for a in (keys, values))
+        value_scales = np.ones((*values.shape[:-1], values.shape[-1] // BLOCK), np.float32)
     scores = np.einsum("rhe,she->rhs", q, keys)
-    visible = np.arange(len(keys)) <= first_position + np.arange(rows)[:, None]
+    age = first_position + np.arange(rows)[:, None] - np.arange(len(keys))
+    visible = (age >= 0) & (age < (window or len(keys)))
     scores = np.where(visible[:, None, :], scores, -np.inf)
     top = scores.max(-1)
     outputs, sums = np.zeros(q.shape), np.zeros((rows, heads))
     for start in range(0, len(keys), CHUNK):
-        part = scores[:, :, start : start + CHUNK]
+        part, here = scores[:, :, start : start + CHUNK], slice(start, start + CHUNK)
         largest = np.maximum(part.max(-1), -1e30)  # a chunk of which a row sees nothing weighs nothing
         weights = bf16(np.exp2(np.maximum(part - largest[..., None], -59.5)))
-        weights = np.where(visible[:, None, start : start + CHUNK], weights, 0).astype(np.float64)
+        weights = np.where(visible[:, None, here], weights, np.float32(0))
         share = np.exp2(largest - top)
-        sums += share * weights.sum(-1)
-        outputs += share[..., None] * np.einsum("rhs,she->rhe", weights, values[start : start + CHUNK])
+        sums += share * weights.astype(np.float64).sum(-1)
+        scaled = bf16(weights[..., None] * value_scales[here].transpose(1, 0, 2)[None]).astype(np.float64)
+        blocks = values[here].astype(np.float64).reshape(*values[here].shape[:2], -1, BLOCK)
+        outputs += share[..., None] * np.einsum("rhsb,shbe->rhbe", scaled, blocks).reshape(outputs.shape)
     return outputs / sums[..., None]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from edgellm import Model
 from edgellm.apps.loading import find, load, load_kernels
 from edgellm.apps.measurement import Course, Speed, bytes_per_token, median_speed, peak_rss_bytes
-from edgellm.apps.options import MODEL_HELP, add_json, add_threads, at_least
+from edgellm.apps.options import MODEL_HELP, add_json, add_machine_options, at_least
 from edgellm.apps.peer import PeerResult, measure_peer
 from edgellm.apps.progress import bar
 from edgellm.apps.tables import size, write_facts, write_table
@@ -34,7 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--against", type=Path, metavar="FILE.gguf", help="measure llama.cpp on this file as well, in turn with edgellm"
     )
     parser.add_argument("--profile", action="store_true", help="show where the time of a step goes, too")
-    add_threads(parser)
+    add_machine_options(parser)
     add_json(parser)
 
 
@@ -64,7 +64,7 @@ def _measure(path: Path, header: PackedHeader, args: Namespace) -> tuple[dict[st
     speeds: list[Speed] = []
     peers: list[PeerResult] = []
     context = args.prompt + args.generate
-    with load(path, context=context, threads=args.threads, isa=args.isa) as model:
+    with load(path, args, context=context, isa=args.isa) as model:
         course = Course(model, args.prompt, args.generate)
         with bar("measuring") as progress:
             for done in range(args.repeat):
@@ -76,12 +76,13 @@ def _measure(path: Path, header: PackedHeader, args: Namespace) -> tuple[dict[st
         peak = peak_rss_bytes()  # before the bandwidth's buffer adds to it
         name, isa, threads = model.name, model.isa, model.threads
     median = median_speed(speeds)
-    traffic = bytes_per_token(header, args.prompt + args.generate // 2)
+    traffic = bytes_per_token(header, args.prompt + args.generate // 2, args.kv_cache_dtype)
     readable = bandwidth.measure(load_kernels(args.isa), threads, available_processors().count)
     facts = {
         "model": name,
         "layout": "+".join(header.layout_names),
         "isa": isa,
+        "kv_cache_dtype": args.kv_cache_dtype,
         "threads": threads,
         "prompt": args.prompt,
         "generate": args.generate,

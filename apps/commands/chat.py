@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> int:
     params = sampling_params(args)
     typed = sys.stdin.isatty() and sys.stdout.isatty()
-    with load(find(args.model), context=args.context, threads=args.threads) as model:
+    with load(find(args.model), args, context=args.context) as model:
         conversation = Conversation(model, params, args.system)
         if typed:
             note(f"{model.name}, {model.context} tokens of context. /help lists commands, Ctrl-C stops an answer.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgellm.apps import perplexity
 from edgellm.apps.loading import find, load
-from edgellm.apps.options import MODEL_HELP, add_json, add_threads, at_least
+from edgellm.apps.options import MODEL_HELP, add_json, add_machine_options, at_least
 from edgellm.apps.progress import bar
 from edgellm.apps.terminal import decode, write_json
 from edgellm.errors import OptionError, UsageError
@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tokens", type=int, default=8192, metavar="N", help="score the first N of the text (default: %(default)s)"
     )
-    add_threads(parser)
+    add_machine_options(parser)
     add_json(parser)
 
 
@@ -34,7 +34,7 @@ def main(args: Namespace) -> int:
     if not 1 <= args.stride < args.context:
         raise OptionError(f"--stride {args.stride} is not in 1..{args.context - 1}, below --context {args.context}")
     text = _read(args.text)
-    with load(find(args.model), context=args.context, threads=args.threads) as model:
+    with load(find(args.model), args, context=args.context) as model:
         ids = model.tokenize(text)[: args.tokens]
         if len(ids) < 2:
             raise UsageError(f"{args.text} has {len(ids)} tokens; at least 2 are needed, one to expect after the other")

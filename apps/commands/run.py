@@ -35,7 +35,7 @@ def main(args: Namespace) -> int:
     if args.raw and args.system is not None:
         raise OptionError("--raw takes the prompt as it is, so --system has no place in it; leave one of them out")
     prompt = _prompt(args)
-    with load(find(args.model), context=args.context, threads=args.threads) as model:
+    with load(find(args.model), args, context=args.context) as model:
         with _start(model, prompt, params, args) as stream, interrupt_closes(stream):
             for piece in stream:
                 if not args.json:

@@ -17,7 +17,7 @@ from edgellm.engine.stream import Stream
 from edgellm.errors import ClosedError, ContextLengthError, OptionError, TemplateError
 from edgellm.kernels.jit import Library
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVCache, Sequence
+from edgellm.memory.kv import KVCache, KVDtype, Sequence
 from edgellm.model.profile import OperationProfile, profile
 from edgellm.model.step import Rows, Stepper
 from edgellm.model.team import Team
@@ -35,7 +35,10 @@ CONTEXTS = 2  # KV memory, in full contexts; the system commits it only as it is
 class Model:
     """A model ready to generate. Made by `edgellm.load`; a context manager; may be used from several threads."""
 
-    def __init__(self, packed: PackedModel, library: Library, *, context: int, threads: int, processors: int) -> None:
+    def __init__(
+        self, packed: PackedModel, library: Library, *,
+        context: int, threads: int, processors: int, kv_cache_dtype: KVDtype = "bf16",
+    ) -> None:  # fmt: skip
         """`context` tokens at most, on `threads` threads where `processors` are available."""
         self.name: str = str(packed.provenance.get("name") or packed.path.stem)
         self.config: ModelConfig = packed.config
@@ -43,7 +46,7 @@ class Model:
         self.isa = library.target.isa
         self.packed = packed
         self.tokenizer: Tokenizer = open_tokenizer(Vocabulary.from_bytes(packed.vocabulary))
-        self._cache = KVCache(packed.config, CONTEXTS * -(-context // KV_BLOCK))
+        self._cache = KVCache(packed.config, CONTEXTS * -(-context // KV_BLOCK), kv_cache_dtype)
         self._team = Team(library, threads, processors)
         weakref.finalize(self, self._team.close)  # a model that nobody closed must not leave threads behind
         self._stepper = Stepper(

@@ -1,11 +1,12 @@
 """The KV cache: blocks of KV_BLOCK tokens from one arena, and sequences made of them.
 
-    arena    bf16 [blocks][L][K][ keys [E/2][KV_BLOCK][2], values [KV_BLOCK/2][E][2] ]
+    arena    uint8 [blocks][block_stride], a block as kernels/ops.py has it: [L][K][keys, values] in bf16 or INT8
 
 A block is one contiguous piece of all layers, so that it can be shared, counted and stored as a whole.
 """
 
 from collections import deque
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -13,6 +14,15 @@ from edgellm.config import ModelConfig
 from edgellm.errors import EdgeLLMError
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.buffers import address, aligned_zeros
+
+KVDtype = Literal["bf16", "int8"]
+KV_DTYPES: tuple[KVDtype, ...] = get_args(KVDtype)
+
+
+def kv_bytes_per_token(config: ModelConfig, dtype: KVDtype) -> int:
+    """Bytes of keys and values that a token keeps in all layers; INT8 has a scale in bf16 for every 32 entries."""
+    bytes_of_32 = 64 if dtype == "bf16" else 34
+    return 2 * config.layers * config.kv_heads * (config.head_size // 32) * bytes_of_32
 
 
 class KVMemoryError(EdgeLLMError):
@@ -22,10 +32,11 @@ class KVMemoryError(EdgeLLMError):
 class KVCache:
     """An arena of blocks and the list of free ones."""
 
-    def __init__(self, config: ModelConfig, num_blocks: int) -> None:
-        self.head_stride = 2 * config.head_size * KV_BLOCK * 2  # bytes of a head's keys and values in a block
-        self.layer_stride = config.kv_heads * self.head_stride
-        self.block_stride = config.layers * self.layer_stride
+    def __init__(self, config: ModelConfig, num_blocks: int, dtype: KVDtype = "bf16") -> None:
+        self.dtype = dtype
+        self.block_stride = KV_BLOCK * kv_bytes_per_token(config, dtype)
+        self.layer_stride = self.block_stride // config.layers
+        self.head_stride = self.layer_stride // config.kv_heads
         self.num_blocks = num_blocks
         self._arena = aligned_zeros(num_blocks * self.block_stride, np.uint8)
         self._free = deque(range(num_blocks))

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.config import ModelConfig
-from edgellm.memory.kv import KVCache, Sequence
+from edgellm.memory.kv import KVCache, KVDtype, Sequence, kv_bytes_per_token
 from edgellm.model.step import Rows, Stepper
 from edgellm.packed import PackedModel
 
@@ -53,26 +52,33 @@ def profile(stepper: Stepper, packed: PackedModel, cache: KVCache, rows: int, de
             sequence.reserve(depth + rows)
     finally:
         sequence.truncate(0)
-    return _by_kind(stepper.operations, np.median(times, axis=0), packed, rows, depth)
+    return _by_kind(stepper.operations, np.median(times, axis=0), packed, rows, depth, cache.dtype)
 
 
 def _by_kind(
-    operations: list[str], seconds: NDArray[np.float64], packed: PackedModel, rows: int, depth: int
+    operations: list[str],
+    seconds: NDArray[np.float64],
+    packed: PackedModel,
+    rows: int,
+    depth: int,
+    dtype: KVDtype,
 ) -> list[OperationProfile]:
     result = []
     for name in dict.fromkeys(operations):
         which = [at for at, other in enumerate(operations) if other == name]
-        size, products = _work(name, packed, rows, depth)
+        size, products = _work(name, packed, rows, depth, dtype)
         result.append(OperationProfile(name, len(which), float(seconds[which].sum()), size, products))
     return result
 
 
-def _work(name: str, packed: PackedModel, rows: int, depth: int) -> tuple[int, int]:
+def _work(name: str, packed: PackedModel, rows: int, depth: int, dtype: KVDtype) -> tuple[int, int]:
     """Bytes read and products made by all operations of a kind."""
     config = packed.config
     if name == "attend":
         positions = rows * depth + rows * (rows + 1) // 2
-        return _kv_bytes(config, depth + rows), 2 * positions * config.layers * config.heads * config.head_size
+        return (depth + rows) * kv_bytes_per_token(
+            config, dtype
+        ), 2 * positions * config.layers * config.heads * config.head_size
     if name == "head":
         names, rows = ["embedding" if config.tied_head else "head"], 1
     else:
@@ -80,7 +86,3 @@ def _work(name: str, packed: PackedModel, rows: int, depth: int) -> tuple[int, i
     weights = [packed.weights[weight] for weight in names]
     size = sum(w.codes.nbytes + w.scales.nbytes + (0 if w.mins is None else w.mins.nbytes) for w in weights)
     return size, rows * sum(w.rows * w.columns for w in weights)
-
-
-def _kv_bytes(config: ModelConfig, positions: int) -> int:
-    return positions * config.layers * config.kv_heads * config.head_size * 2 * 2

@@ -56,7 +56,7 @@ class Buffers:
         split_rows = min(rows, ops.SPLIT_ROWS)
         self.partials = aligned_zeros(split_rows * config.heads * self.chunks * result, np.float32)
         queries = max(ops.SPAN_QUERIES, config.heads // config.kv_heads)
-        attention = queries * (ops.QUERY_STRIDE + ops.CHUNK + 2 * result)
+        attention = queries * (ops.QUERY_STRIDE + 2 * ops.CHUNK + 2 * result) + config.head_size * ops.KV_BLOCK
         self.scratch_stride = 4 * max(attention, 2 * ops.MAX_TILE_ROWS * BLOCK)
         blocks = max(config.width, attention_width, config.ffn_width) // BLOCK
         self.outliers = aligned_zeros((threads, rows * (blocks + 1), 4), np.int32)
@@ -168,6 +168,7 @@ class ProgramWriter:
             "kv_offset": layer * self._cache.layer_stride,
             "head_stride": self._cache.head_stride,
             "block_stride": self._cache.block_stride,
+            "kv_int8": int(self._cache.dtype == "int8"),
         }
         return [
             self._part(f"{prefix}.q", ops.QUERY, self._buffers.query, self._buffers.query.shape[1], **common),
@@ -217,6 +218,8 @@ class ProgramWriter:
             kv_offset=layer * self._cache.layer_stride,
             head_stride=self._cache.head_stride,
             block_stride=self._cache.block_stride,
+            kv_int8=int(self._cache.dtype == "int8"),
+            window=config.sliding_window or 0,
             partials=address(buffers.partials),
             chunks=buffers.chunks,
             scratch=address(buffers.scratch),

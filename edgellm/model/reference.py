@@ -10,7 +10,7 @@ from edgellm.kernels import layouts, reference
 from edgellm.packed import PackedModel, Weight
 
 
-def forward(packed: PackedModel, ids: Sequence[int]) -> Any:
+def forward(packed: PackedModel, ids: Sequence[int], kv_cache_dtype: str = "bf16") -> Any:
     """Logits float64 [T][V] of a text. Slow; for tests."""
     config = packed.config
     positions = np.arange(len(ids))
@@ -25,7 +25,7 @@ def forward(packed: PackedModel, ids: Sequence[int]) -> Any:
         heads = (len(ids), -1, config.head_size)
         q = reference.rope(q.reshape(heads), positions, frequencies) * config.head_size**-0.5 * np.log2(np.e)
         k = reference.rope(k.reshape(heads), positions, frequencies)
-        attended = reference.attend(q, k, v.reshape(heads), 0)
+        attended = reference.attend(q, k, v.reshape(heads), 0, dtype=kv_cache_dtype, window=config.sliding_window)
         x = x + reference.matmul(attended.reshape(len(ids), -1), weights["attention.output"])
         h = reference.norm(x, next(norms), config.norm_epsilon)
         activated = reference.silu(reference.matmul(h, weights["ffn.gate"])) * reference.matmul(h, weights["ffn.up"])

@@ -7,7 +7,7 @@ Its outputs go through a scratch of the thread's own to an epilogue.
 from typing import Any
 
 from edgellm.kernels.cpu.math import silu
-from edgellm.kernels.cpu.quantize import quantize_block
+from edgellm.kernels.cpu.quantize import quantize_block, quantize_kv
 from edgellm.kernels.cpu.rows import META, SEQUENCES, first_of, kv_address, own_copy, rows_of, tile_height
 from edgellm.kernels.cpu.tiles import ENTRY_BYTES, list_outliers, make_add_outliers, make_product
 from edgellm.kernels.layouts import BLOCK
@@ -34,6 +34,8 @@ from edgellm.kernels.simd.memory import (
     load_f32x16,
     load_i32,
     load_i64,
+    scatter_i8,
+    scatter_i8_pairs,
     store_f32x16,
     store_i32,
 )
@@ -52,6 +54,7 @@ COLUMNS, SELECTED, SCRATCH, SCRATCH_STRIDE = MATMUL.columns, MATMUL.selected, MA
 PANELS, EPILOGUE, OUT, OUT_META, STRIDE = PART.panels, PART.epilogue, PART.out, PART.out_meta, PART.stride
 ROPE, HEAD_SIZE, SCALE = PART.rope, PART.head_size, PART.scale
 KV_OFFSET, HEAD_STRIDE, BLOCK_STRIDE = PART.kv_offset, PART.head_stride, PART.block_stride
+KV_INT8 = PART.kv_int8
 WEIGHT, UP_WEIGHT = PART.layout, PART.up_layout  # five words each: layout, codes, scales, mins, group
 
 
@@ -99,15 +102,31 @@ def into_cache(part: int, step: int, y: int, row: int, first: int, is_key: int) 
     sequence = load_i32(load_i64(step + SEQUENCES) + row * 4)
     base = kv_address(step, sequence, position, load_i64(part + KV_OFFSET), load_i64(part + BLOCK_STRIDE))
     base += head * load_i64(part + HEAD_STRIDE)
-    slot = position & (KV_BLOCK - 1)
-    for half in range(2):
-        at = entry + half * 16
+    slot, at_values = position & (KV_BLOCK - 1), KV_BLOCK * head_size
+    low, high = load_f32x16(y), load_f32x16(y + 64)
+    if is_key:
+        low, high = (
+            rotated(y, load_i64(part + ROPE), head_size, position, entry),
+            rotated(y + 64, load_i64(part + ROPE), head_size, position, entry + 16),
+        )
+    if load_i64(part + KV_INT8):
+        scales = base + 2 * at_values + (0 if is_key else head_size * 2) + (entry + slot) * 2
+        low, high = quantize_kv(low, high, scales)
+        to = base + entry * KV_BLOCK + slot * 2 if is_key else base + at_values + (slot & -2) * head_size + entry * 2
         if is_key:
-            v = rotated(y + half * 64, load_i64(part + ROPE), head_size, position, at)
-            scatter_pairs(base + (at * KV_BLOCK + slot * 2) * 2, to_bf16(v), KV_BLOCK * 4)
+            scatter_i8_pairs(to, low, KV_BLOCK * 2)
+            scatter_i8_pairs(to + 16 * KV_BLOCK, high, KV_BLOCK * 2)
         else:
-            values = base + (KV_BLOCK + (slot & -2)) * head_size * 2 + (slot & 1) * 2
-            scatter_bf16(values + at * 4, to_bf16(load_f32x16(y + half * 64)), 4)
+            scatter_i8(to + (slot & 1), low, 2)
+            scatter_i8(to + (slot & 1) + 32, high, 2)
+    elif is_key:
+        to = base + (entry * KV_BLOCK + slot * 2) * 2
+        scatter_pairs(to, to_bf16(low), KV_BLOCK * 4)
+        scatter_pairs(to + 32 * KV_BLOCK, to_bf16(high), KV_BLOCK * 4)
+    else:
+        to = base + at_values * 2 + (slot & -2) * head_size * 2 + (slot & 1) * 2 + entry * 4
+        scatter_bf16(to, to_bf16(low), 4)
+        scatter_bf16(to + 64, to_bf16(high), 4)
 
 
 @kernel

@@ -15,10 +15,13 @@ from edgellm.kernels.simd.arithmetic import (
     absolute,
     first_equal,
     fold_largest_two,
+    fold_max,
     fold_sum_i32,
     lane_of,
+    maximum,
     splat_f32,
 )
+from edgellm.kernels.simd.bfloat import from_bf16, store_one_bf16, to_bf16
 from edgellm.kernels.simd.kernel import inlined
 from edgellm.kernels.simd.memory import store_f32, store_i8, store_i8x16, store_i32
 
@@ -61,3 +64,13 @@ def quantize_block(low: Any, high: Any, codes: int, meta: int, tokens: int) -> N
     store_i32(meta + tokens * 12, -128 * low_total)
     store_i32(meta + tokens * 16, word)
     store_i32(meta + tokens * 20, place)
+
+
+@inlined
+def quantize_kv(low: Any, high: Any, scale_at: int) -> Any:
+    """32 entries of a key or value -> 2 x 16 codes in -127..127 and their scale, largest / 127, rounded to bf16."""
+    largest = fold_max(maximum(absolute(low), absolute(high)))
+    scale = fold_max(from_bf16(to_bf16(splat_f32(largest / CODE_MAX))))
+    inverse = ONE / scale if scale > ZERO else ZERO
+    store_one_bf16(scale_at, scale)
+    return round_to_i32(low * splat_f32(inverse)), round_to_i32(high * splat_f32(inverse))

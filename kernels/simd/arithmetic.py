@@ -130,6 +130,11 @@ def less(b: Builder, x: Any, y: Any) -> Any:
     return b.icmp_signed("<", x, y)
 
 
+@operation(mask16, mask16, mask16)
+def both(b: Builder, x: Any, y: Any) -> Any:
+    return b.and_(x, y)
+
+
 @operation(mask16, f32x16, f32x16)
 def less_f32(b: Builder, x: Any, y: Any) -> Any:
     return b.fcmp_ordered("<", x, y)

@@ -81,6 +81,28 @@ def from_bf16(b: Builder, bits: Any) -> Any:
     return b.bitcast(b.shl(bits, constant(I32X16, 16)), F32X16)
 
 
+@operation(i32x16, address)
+def load_i8_pairs(b: Builder, where: Any) -> Any:
+    """32 signed bytes as 16 pairs of bf16, which hold them exactly."""
+    pairs = b.zext(b.load(pointer(b, where, I16X16), align=1), I32X16)
+    low = b.ashr(b.shl(pairs, constant(I32X16, 24)), constant(I32X16, 24))
+    high = b.ashr(b.shl(pairs, constant(I32X16, 16)), constant(I32X16, 24))
+    low, high = (b.bitcast(b.sitofp(v, F32X16), I32X16) for v in (low, high))
+    return b.or_(b.lshr(low, constant(I32X16, 16)), high)
+
+
+@operation(f32x16, address)
+def load_bf16x16(b: Builder, where: Any) -> Any:
+    bits = b.zext(b.load(pointer(b, where, I16X16), align=2), I32X16)
+    return b.bitcast(b.shl(bits, constant(I32X16, 16)), F32X16)
+
+
+@operation(types.void, address, types.float32)
+def store_one_bf16(b: Builder, where: Any, value: Any) -> None:
+    """The upper half of a float32, cut off: of values that are bf16."""
+    b.store(b.trunc(b.lshr(b.bitcast(value, I32), I32(16)), I16), pointer(b, where, I16), align=2)
+
+
 @operation(types.void, address, i32x16)
 def store_bf16(b: Builder, where: Any, bits: Any) -> None:
     """16 bf16 side by side: 8 pairs."""

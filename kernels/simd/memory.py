@@ -150,6 +150,24 @@ def store_i8x16(b: Builder, where: Any, v: Any) -> None:
     b.store(b.trunc(v, I8X16), pointer(b, where, I8X16), align=1)
 
 
+@operation(types.void, address, i32x16, types.int64)
+def scatter_i8(b: Builder, where: Any, v: Any, stride: Any) -> None:
+    """The low bytes of 16 integers, `stride` bytes apart."""
+    low = b.trunc(v, I8X16)
+    for lane in range(LANES):
+        b.store(b.extract_element(low, I32(lane)), pointer(b, where, I8))
+        where = b.add(where, stride)
+
+
+@operation(types.void, address, i32x16, types.int64)
+def scatter_i8_pairs(b: Builder, where: Any, v: Any, stride: Any) -> None:
+    """The low bytes of 16 integers as 8 pairs of neighbours, `stride` bytes apart."""
+    pairs = b.bitcast(b.trunc(v, I8X16), ir.VectorType(I16, LANES // 2))
+    for lane in range(LANES // 2):
+        b.store(b.extract_element(pairs, I32(lane)), pointer(b, where, I16), align=1)
+        where = b.add(where, stride)
+
+
 @operation(types.void, address)
 def prefetch(b: Builder, where: Any) -> None:
     """Ask for the cache line at an address, which may lie behind the end of anything."""

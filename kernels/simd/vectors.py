@@ -114,5 +114,5 @@ def pointer(b: ir.IRBuilder, where: ir.Value, pointee: ir.Type) -> ir.Value:
     return b.inttoptr(where, pointee.as_pointer())
 
 
-__all__ = ["LANES", "Vector", "address", "call", "constant", "f32x16", "fused", "i32x16", "joined", "mask16", "operation",
-           "pointer", "selected", "shuffle", "splat", "u8x64"]  # fmt: skip
+__all__ = ["LANES", "Vector", "address", "call", "constant", "f32x16", "fused", "i32x16", "joined", "mask16",
+           "operation", "pointer", "selected", "shuffle", "splat", "u8x64"]  # fmt: skip

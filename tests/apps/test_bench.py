@@ -9,11 +9,11 @@ import pytest
 
 from edgellm import Model, SamplingParams, Stream
 from edgellm.apps.loading import load_kernels
-from edgellm.apps.measurement import Course, Speed, bytes_per_token, kv_bytes, peak_rss_bytes
+from edgellm.apps.measurement import Course, Speed, bytes_per_token, peak_rss_bytes
 from edgellm.apps.peer import PeerResult
 from edgellm.apps.pull import pull
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVCache
+from edgellm.memory.kv import KVCache, kv_bytes_per_token
 from edgellm.model import bandwidth
 from edgellm.packed import open_packed
 from edgellm.packed_header import open_header
@@ -148,7 +148,7 @@ def test_bytes_of_a_token_are_the_weights_it_needs_and_its_past(tmp_path: Path, 
     ) + sum(vector.nbytes for vector in model.vectors.values())
     assert bytes_per_token(open_header(path), 0) == needed
     assert bytes_per_token(open_header(path), KV_BLOCK) == needed + KVCache(model.config, 1).block_stride
-    assert kv_bytes(model.config) * KV_BLOCK == KVCache(model.config, 1).block_stride
+    assert kv_bytes_per_token(model.config, "bf16") * KV_BLOCK == KVCache(model.config, 1).block_stride
 
 
 def test_peak_memory_sees_what_was_touched_and_given_back() -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFWriter
 
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.errors import KernelError
 from edgellm.kernels import jit
 from edgellm.kernels.targets import ISAS, host_target, target_for
-from edgellm.memory.kv import KVCache, Sequence
+from edgellm.memory.kv import KVCache, KVDtype, Sequence
 from edgellm.model import reference
 from edgellm.model.step import Rows, Stepper
 from edgellm.model.team import Team
@@ -21,9 +22,14 @@ from tests.tiny import make_tiny_gguf
 TOKENS = np.random.default_rng(0).integers(0, 270, 300).tolist()  # longer than a chunk of attention
 
 
+def kv_cache_dtype(packed: PackedModel) -> KVDtype:
+    """The model with a sliding window is the one tested with an INT8 cache."""
+    return "int8" if packed.config.sliding_window else "bf16"
+
+
 @contextmanager
 def stepper(library: jit.Library, packed: PackedModel, *, threads: int = 1) -> Iterator[tuple[Stepper, KVCache]]:
-    cache, team = KVCache(packed.config, 40), Team(library, threads, processors=2)
+    cache, team = KVCache(packed.config, 40, kv_cache_dtype(packed)), Team(library, threads, processors=2)
     try:
         yield Stepper(library, team, packed, cache, context=512, max_rows=320, max_logit_rows=320), cache
     finally:
@@ -45,10 +51,16 @@ def logits_in_steps(run: tuple[Stepper, KVCache], tokens: list[int], sizes: list
     return np.concatenate(parts)
 
 
-@pytest.fixture(scope="module", params=["Q4_0", "Q4_1", "Q8_0"])
+@pytest.fixture(scope="module", params=["Q4_0", "Q4_1", "Q8_0", "Q4_1 window"])
 def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
     folder = tmp_path_factory.mktemp("equal")
-    path = make_tiny_gguf(folder / "tiny.gguf", body=request.param, tied=request.param != "Q8_0", rope_factors=True)
+    body, _, window = request.param.partition(" ")
+
+    def change(writer: GGUFWriter) -> None:
+        if window:
+            writer.add_sliding_window(4)
+
+    path = make_tiny_gguf(folder / "tiny.gguf", body=body, tied=body != "Q8_0", rope_factors=True, change=change)
     return open_packed(pack_on_the_fly(path, folder))
 
 
@@ -65,7 +77,7 @@ def test_the_model_is_what_its_reference_computes(library: jit.Library, packed: 
     with stepper(library, packed) as run:
         for start in range(0, 300, 6):
             text = TOKENS[start : start + 6]
-            exact = reference.forward(packed, text)
+            exact = reference.forward(packed, text, kv_cache_dtype(packed))
             errors.append(np.abs(logits_in_steps(run, text, [6]) - exact).max() / exact.std())
     assert np.quantile(errors, 0.8) < 1e-5
 

@@ -1,0 +1,177 @@
+"""Attention of a few queries to one chunk of positions, for keys and values in bf16 or INT8.
+
+INT8 codes become bf16, which holds them exactly, in a scratch that stays in the cache; so both formats share their
+tiles. 32 entries of a head have a scale: products are summed over 32 entries, then scaled; and weights are scaled for
+every 32 entries of the values, and rounded to bf16 once more.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from edgellm.kernels.cpu.attention_tiles import FEW, add_narrow_values, add_values, score_block, score_two_blocks
+from edgellm.kernels.cpu.math import exp2
+from edgellm.kernels.cpu.rows import SEQUENCES, kv_address
+from edgellm.kernels.layouts import BLOCK
+from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, RESULT_HEADER, STEP
+from edgellm.kernels.simd.arithmetic import (
+    both,
+    choose,
+    choose_i32,
+    fma,
+    fold_max,
+    fold_sum,
+    lane_numbers,
+    less,
+    maximum,
+    splat_f32,
+    splat_i32,
+    zero_f32,
+)
+from edgellm.kernels.simd.bfloat import (
+    from_bf16,
+    load_bf16x16,
+    load_i8_pairs,
+    round_to_bf16,
+    store_bf16,
+    to_bf16,
+)
+from edgellm.kernels.simd.kernel import inlined, kernel
+from edgellm.kernels.simd.memory import (
+    load_f32x16,
+    load_i32,
+    load_i64,
+    store_f32,
+    store_f32x16,
+    store_i32x16,
+)
+
+HEADS, KV_HEADS, HEAD_SIZE, KV_INT8, WINDOW = (
+    ATTEND.heads, ATTEND.kv_heads, ATTEND.head_size, ATTEND.kv_int8, ATTEND.window,
+)  # fmt: skip
+KV_OFFSET, HEAD_STRIDE, BLOCK_STRIDE = ATTEND.kv_offset, ATTEND.head_stride, ATTEND.block_stride
+POSITIONS = STEP.positions
+LOWEST = np.float32(-np.inf)
+
+
+@inlined
+def seen(i: int, hidden: int, visible: int) -> Any:
+    """Which of the positions i..i+15 are among hidden..visible-1."""
+    lanes = lane_numbers()
+    return both(less(splat_i32(hidden - 1 - i), lanes), less(lanes, splat_i32(visible - i)))
+
+
+@kernel
+def soften(scores: int, hidden: int, visible: int, width: int, result: int) -> None:
+    """scores float32 [width], of which hidden..visible-1 count, become weights bf16 [width]; m and l into the result.
+
+    A weight is 2^(score - m), and 0 where it does not count; l sums the weights as they were rounded.
+    """
+    largest = splat_f32(LOWEST)
+    for i in range(0, width, 16):
+        score = load_f32x16(scores + i * 4)
+        if i < hidden or i + 16 > visible:
+            score = choose(seen(i, hidden, visible), score, splat_f32(LOWEST))
+        largest = maximum(score, largest)
+    m = fold_max(largest)
+    top, total = splat_f32(m), zero_f32()
+    for i in range(0, width, 16):
+        bits = round_to_bf16(exp2(load_f32x16(scores + i * 4) - top))
+        if i < hidden or i + 16 > visible:
+            bits = choose_i32(seen(i, hidden, visible), bits, splat_i32(0))
+        store_bf16(scores + i * 2, bits)
+        total = total + from_bf16(bits)
+    store_f32(result, m)
+    store_f32(result + 4, fold_sum(total))
+
+
+@kernel
+def unpack(codes: int, count: int, out: int) -> None:
+    """int8 [count] -> bf16 [count]"""
+    for i in range(0, count, 32):
+        store_i32x16(out + i * 2, load_i8_pairs(codes + i))
+
+
+@kernel
+def score_int8(queries: int, count: int, block: int, head_size: int, scratch: int, scores: int) -> None:
+    """Scores of `count` queries against a block of INT8 keys; scratch bf16 [E][KV_BLOCK], float32 [count][CHUNK]."""
+    scales, parts = block + 2 * head_size * KV_BLOCK, scratch + head_size * KV_BLOCK * 2
+    unpack(block, head_size * KV_BLOCK, scratch)
+    for first in range(0, head_size, BLOCK):
+        score_block(queries + first * 2, count, scratch + first * KV_BLOCK * 2, BLOCK, parts)
+        for half in range(0, KV_BLOCK, 16):
+            scale = load_bf16x16(scales + (first + half) * 2)
+            for i in range(count):
+                at = (i * CHUNK + half) * 4
+                total = load_f32x16(scores + at) if first else zero_f32()
+                store_f32x16(scores + at, fma(load_f32x16(parts + at), scale, total))
+
+
+@kernel
+def add_values_int8(
+    weights: int, count: int, block: int, head_size: int, pairs: int, scratch: int, out: int, stride: int
+) -> None:
+    """out float32 [count][stride] += weights times a block of INT8 values; scratch as above."""
+    codes, scales = block + head_size * KV_BLOCK, block + (2 * head_size + head_size // BLOCK * 2) * KV_BLOCK
+    scaled = scratch + head_size * KV_BLOCK * 2
+    unpack(codes, pairs * 2 * head_size, scratch)
+    for first in range(0, head_size, BLOCK):
+        for half in range(0, KV_BLOCK, 16):
+            scale = load_bf16x16(scales + (first + half) * 2)
+            for i in range(count):
+                weight = load_bf16x16(weights + (i * 2 * CHUNK + half) * 2)
+                store_bf16(scaled + (i * 2 * CHUNK + half) * 2, to_bf16(weight * scale))
+        add_narrow_values(scaled, count, scratch + first * 4, head_size, pairs, out + first * 4, stride)
+
+
+@kernel
+def attend_chunk(
+    op: int, step: int, chunk: int, row: int, count: int, kv_head: int, queries: int, scores: int, results: int,
+    scratch: int,
+) -> None:  # fmt: skip
+    """(m, l, o) of a chunk for every query of a unit; l = 0 where a query sees nothing of it.
+
+    queries bf16 [.][QUERY_STRIDE], scores float32 [.][CHUNK], results float32 [.][RESULT_HEADER + E]
+    """
+    head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
+    window, is_int8 = load_i64(op + WINDOW), load_i64(op + KV_INT8)
+    result_stride = RESULT_HEADER + head_size
+    kv_offset = load_i64(op + KV_OFFSET) + kv_head * load_i64(op + HEAD_STRIDE)
+    block_stride = load_i64(op + BLOCK_STRIDE)
+    sequence = load_i32(load_i64(step + SEQUENCES) + row * 4)
+    position = load_i32(load_i64(step + POSITIONS) + row * 4)
+    begin = chunk * CHUNK
+    width = min(CHUNK, position + count - begin)
+    # Blocks in front of the first row's window are in nobody's
+    start = max(0, position - window + 1 - begin) & -KV_BLOCK if window else 0
+    at = start
+    while at < width:
+        keys = kv_address(step, sequence, begin + at, kv_offset, block_stride)
+        if is_int8:
+            score_int8(queries, count * group, keys, head_size, scratch, scores + at * 4)
+            at += KV_BLOCK
+        elif count * group <= FEW and at + KV_BLOCK < width:
+            more_keys = kv_address(step, sequence, begin + at + KV_BLOCK, kv_offset, block_stride)
+            score_two_blocks(queries, count * group, keys, more_keys, head_size, scores + at * 4)
+            at += 2 * KV_BLOCK
+        else:
+            score_block(queries, count * group, keys, head_size, scores + at * 4)
+            at += KV_BLOCK
+    padded = (width + KV_BLOCK - 1) // KV_BLOCK * KV_BLOCK
+    for i in range(count * group):
+        result = results + i * result_stride * 4
+        visible = position + i // group + 1 - begin
+        hidden = max(visible - window, 0) if window else 0
+        soften(scores + (i * CHUNK + start) * 4, hidden - start, visible - start, padded - start, result)
+        for entry in range(0, head_size, 16):
+            store_f32x16(result + (RESULT_HEADER + entry) * 4, zero_f32())
+    for at in range(start, width, KV_BLOCK):
+        block = kv_address(step, sequence, begin + at, kv_offset, block_stride)
+        pairs = (min(KV_BLOCK, width - at) + 1) >> 1
+        # soften leaves the bf16 of position `at` where it began, so behind the `start` floats
+        weights, out = scores + start * 4 + (at - start) * 2, results + RESULT_HEADER * 4
+        if is_int8:
+            add_values_int8(weights, count * group, block, head_size, pairs, scratch, out, result_stride)
+        else:
+            values = block + head_size * KV_BLOCK * 2
+            add_values(weights, count * group, values, head_size, pairs, out, result_stride)
