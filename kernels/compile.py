@@ -71,6 +71,8 @@ class _Context(cpu.CPUContext):
 
 def _install(target: Target) -> _Context:
     """Make `target` the only CPU target of this process."""
+    # Tiles are tuples of registers, indexed by loops that must be unrolled whole: LLVM's own limit stops at 8 x 2.
+    llvm.set_option("edgellm", "-unroll-threshold=4000")
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     selection.select(target)

@@ -34,7 +34,7 @@ RESULT_HEADER = 16  # floats in front of what attention sums up: the largest sco
 MAX_TILE_ROWS = 8
 CHUNK = 256  # positions whose attention is summed before it is folded into the rest, in this order
 SPAN_QUERIES = 24  # query vectors that attention handles together
-QUERY_STRIDE = 272  # values from one query to the next: room for a head of 256, and no multiple of a cache way
+QUERY_STRIDE = 136  # pairs from one query to the next: room for a head of 256, and no multiple of a cache way
 OWN_ROWS = 2  # up to this many rows, every thread normalizes all of them for itself, which saves a barrier
 SPLIT_ROWS = 16  # up to this many rows, attention splits positions over the team
 

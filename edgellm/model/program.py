@@ -56,7 +56,7 @@ class Buffers:
         split_rows = min(rows, ops.SPLIT_ROWS)
         self.partials = aligned_zeros(split_rows * config.heads * self.chunks * result, np.float32)
         queries = max(ops.SPAN_QUERIES, config.heads // config.kv_heads)
-        attention = queries * (ops.QUERY_STRIDE + 2 * ops.CHUNK + 2 * result) + config.head_size * ops.KV_BLOCK
+        attention = queries * (2 * ops.QUERY_STRIDE + 2 * ops.CHUNK + 2 * result) + config.head_size * ops.KV_BLOCK
         self.scratch_stride = 4 * max(attention, 2 * ops.MAX_TILE_ROWS * BLOCK)
         blocks = max(config.width, attention_width, config.ffn_width) // BLOCK
         self.outliers = aligned_zeros((threads, rows * (blocks + 1), 4), np.int32)

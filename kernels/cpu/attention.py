@@ -21,7 +21,7 @@ from edgellm.kernels.cpu.rows import META, tile_height, tile_start
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import ATTEND, CHUNK, QUERY_STRIDE, RESULT_HEADER, SPAN_QUERIES, STEP
 from edgellm.kernels.simd.arithmetic import fold_max, splat_f32
-from edgellm.kernels.simd.bfloat import store_bf16, to_bf16
+from edgellm.kernels.simd.bfloat import PAIR_BYTES, store_pairs, to_bf16
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (
     load_f32,
@@ -76,12 +76,12 @@ def emit(op: int, step: int, result: int, row: int, head: int) -> None:
 
 @kernel
 def gather_queries(op: int, row: int, count: int, kv_head: int, group: int, out: int) -> None:
-    """The unit's queries, bf16 [.][QUERY_STRIDE]: query i is head i % G of row i // G."""
+    """The unit's queries, pairs [.][QUERY_STRIDE]: query i is head i % G of row i // G."""
     head_size, heads = load_i64(op + HEAD_SIZE), load_i64(op + HEADS)
     for i in range(count * group):
         q = load_i64(op + Q) + ((row + i // group) * heads + kv_head * group + i % group) * head_size * 4
         for entry in range(0, head_size, 16):
-            store_bf16(out + (i * QUERY_STRIDE + entry) * 2, to_bf16(load_f32x16(q + entry * 4)))
+            store_pairs(out + (i * QUERY_STRIDE + entry // 2) * PAIR_BYTES, to_bf16(load_f32x16(q + entry * 4)))
 
 
 @kernel
@@ -99,7 +99,7 @@ def attend_unit(op: int, step: int, span: int, kv_head: int, scratch: int) -> No
     row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
     size, stride = max(SPAN_QUERIES, group), RESULT_HEADER + head_size
     queries = scratch
-    scores = queries + size * QUERY_STRIDE * 2
+    scores = queries + size * QUERY_STRIDE * PAIR_BYTES
     chunk_results = scores + size * CHUNK * 4
     results = chunk_results + size * stride * 4
     more = results + size * stride * 4
@@ -131,7 +131,7 @@ def attend_split_unit(op: int, step: int, span: int, kv_head: int, chunk: int, s
     row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
     size, stride = max(SPAN_QUERIES, group), RESULT_HEADER + head_size
     queries = scratch
-    scores = queries + size * QUERY_STRIDE * 2
+    scores = queries + size * QUERY_STRIDE * PAIR_BYTES
     results = scores + size * CHUNK * 4
     gather_queries(op, row, count, kv_head, group, queries)
     attend_chunk(op, step, chunk, row, count, kv_head, queries, scores, results, results + size * stride * 4)

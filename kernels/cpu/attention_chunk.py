@@ -29,11 +29,13 @@ from edgellm.kernels.simd.arithmetic import (
     zero_f32,
 )
 from edgellm.kernels.simd.bfloat import (
+    PAIR_BYTES,
     from_bf16,
     load_bf16x16,
     load_i8_pairs,
+    load_pairs,
     round_to_bf16,
-    store_bf16,
+    store_pairs,
     to_bf16,
 )
 from edgellm.kernels.simd.kernel import inlined, kernel
@@ -51,6 +53,7 @@ HEADS, KV_HEADS, HEAD_SIZE, KV_INT8, WINDOW = (
 )  # fmt: skip
 KV_OFFSET, HEAD_STRIDE, BLOCK_STRIDE = ATTEND.kv_offset, ATTEND.head_stride, ATTEND.block_stride
 POSITIONS = STEP.positions
+WEIGHT_BYTES = PAIR_BYTES // 2
 LOWEST = np.float32(-np.inf)
 
 
@@ -63,9 +66,9 @@ def seen(i: int, hidden: int, visible: int) -> Any:
 
 @kernel
 def soften(scores: int, hidden: int, visible: int, width: int, result: int) -> None:
-    """scores float32 [width], of which hidden..visible-1 count, become weights bf16 [width]; m and l into the result.
+    """scores float32 [width] become weights, pairs [width/2]; m and l into the result.
 
-    A weight is 2^(score - m), and 0 where it does not count; l sums the weights as they were rounded.
+    A weight is 2^(score - m), and 0 but for hidden..visible-1; l sums the weights as they were rounded.
     """
     largest = splat_f32(LOWEST)
     for i in range(0, width, 16):
@@ -79,7 +82,7 @@ def soften(scores: int, hidden: int, visible: int, width: int, result: int) -> N
         bits = round_to_bf16(exp2(load_f32x16(scores + i * 4) - top))
         if i < hidden or i + 16 > visible:
             bits = choose_i32(seen(i, hidden, visible), bits, splat_i32(0))
-        store_bf16(scores + i * 2, bits)
+        store_pairs(scores + i * WEIGHT_BYTES, bits)
         total = total + from_bf16(bits)
     store_f32(result, m)
     store_f32(result + 4, fold_sum(total))
@@ -98,7 +101,7 @@ def score_int8(queries: int, count: int, block: int, head_size: int, scratch: in
     scales, parts = block + 2 * head_size * KV_BLOCK, scratch + head_size * KV_BLOCK * 2
     unpack(block, head_size * KV_BLOCK, scratch)
     for first in range(0, head_size, BLOCK):
-        score_block(queries + first * 2, count, scratch + first * KV_BLOCK * 2, BLOCK, parts)
+        score_block(queries + first * WEIGHT_BYTES, count, scratch + first * KV_BLOCK * 2, BLOCK, parts)
         for half in range(0, KV_BLOCK, 16):
             scale = load_bf16x16(scales + (first + half) * 2)
             for i in range(count):
@@ -119,8 +122,8 @@ def add_values_int8(
         for half in range(0, KV_BLOCK, 16):
             scale = load_bf16x16(scales + (first + half) * 2)
             for i in range(count):
-                weight = load_bf16x16(weights + (i * 2 * CHUNK + half) * 2)
-                store_bf16(scaled + (i * 2 * CHUNK + half) * 2, to_bf16(weight * scale))
+                at = i * CHUNK * 4 + half * WEIGHT_BYTES
+                store_pairs(scaled + at, to_bf16(from_bf16(load_pairs(weights + at)) * scale))
         add_narrow_values(scaled, count, scratch + first * 4, head_size, pairs, out + first * 4, stride)
 
 
@@ -131,7 +134,7 @@ def attend_chunk(
 ) -> None:  # fmt: skip
     """(m, l, o) of a chunk for every query of a unit; l = 0 where a query sees nothing of it.
 
-    queries bf16 [.][QUERY_STRIDE], scores float32 [.][CHUNK], results float32 [.][RESULT_HEADER + E]
+    queries, pairs [.][QUERY_STRIDE], scores float32 [.][CHUNK], results float32 [.][RESULT_HEADER + E]
     """
     head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
     window, is_int8 = load_i64(op + WINDOW), load_i64(op + KV_INT8)
@@ -168,8 +171,7 @@ def attend_chunk(
     for at in range(start, width, KV_BLOCK):
         block = kv_address(step, sequence, begin + at, kv_offset, block_stride)
         pairs = (min(KV_BLOCK, width - at) + 1) >> 1
-        # soften leaves the bf16 of position `at` where it began, so behind the `start` floats
-        weights, out = scores + start * 4 + (at - start) * 2, results + RESULT_HEADER * 4
+        weights, out = scores + start * 4 + (at - start) * WEIGHT_BYTES, results + RESULT_HEADER * 4
         if is_int8:
             add_values_int8(weights, count * group, block, head_size, pairs, scratch, out, result_stride)
         else:

@@ -10,32 +10,35 @@ from collections.abc import Callable
 
 from edgellm.kernels.ops import CHUNK, QUERY_STRIDE
 from edgellm.kernels.simd.arithmetic import put, zero_tile
-from edgellm.kernels.simd.bfloat import dot_bf16
+from edgellm.kernels.simd.bfloat import HALVES, PAIR_BYTES, dot_bf16, halves
 from edgellm.kernels.simd.kernel import kernel
-from edgellm.kernels.simd.memory import broadcast_i32, load_f32x16, load_i32x16, store_f32x16
+from edgellm.kernels.simd.memory import load_f32x16, load_i32x16, store_f32x16
 from edgellm.kernels.simd.vectors import f32x16, selected
 
 Tile = Callable[..., None]
 HAS_32_REGISTERS = selected().has_32_registers
+WEIGHTS_STRIDE = CHUNK * 4  # bytes: a weight takes no more than the score that it was
 FEW = 4 if HAS_32_REGISTERS else 0  # queries that take two blocks of keys at once
 
 
 def make_scores(queries: int, blocks: int) -> Tile:
     """Scores of a number of queries against one or two blocks of keys."""
     rows, vectors = (queries, 2 * blocks) if HAS_32_REGISTERS else (min(queries, 4), 1)
-    zeros = zero_tile(f32x16, vectors * rows)
+    zeros, no_halves = zero_tile(f32x16, vectors * rows), zero_tile(HALVES, vectors)
 
     @kernel
     def tile(q: int, keys: int, more_keys: int, head_size: int, out: int) -> None:
-        """q bf16 [rows][QUERY_STRIDE], keys bf16 [E/2][32][2] -> out float32 [rows][CHUNK], 32 columns a block."""
+        """q pairs [rows][QUERY_STRIDE], keys bf16 [E/2][32][2] -> out float32 [rows][CHUNK], 32 columns a block."""
         total = zeros()
         for _ in range(head_size >> 1):
+            key = no_halves()
+            for v in range(vectors):
+                key = put(key, v, halves(load_i32x16((keys if v < 2 else more_keys) + (v & 1) * 64)))
             for i in range(rows):
-                pair = broadcast_i32(q + i * QUERY_STRIDE * 2)
+                pair = q + i * QUERY_STRIDE * PAIR_BYTES
                 for v in range(vectors):
-                    key = load_i32x16((keys if v < 2 else more_keys) + (v & 1) * 64)
-                    total = put(total, vectors * i + v, dot_bf16(total[vectors * i + v], key, pair))
-            q += 4
+                    total = put(total, vectors * i + v, dot_bf16(total[vectors * i + v], key[v], pair))
+            q += PAIR_BYTES
             keys += 128
             more_keys += 128
         for i in range(rows):
@@ -47,7 +50,7 @@ def make_scores(queries: int, blocks: int) -> Tile:
         for i in range(0, queries, rows):
             for v in range(0, 2, vectors):
                 to = out + i * CHUNK * 4 + v * 64
-                tile(q + i * QUERY_STRIDE * 2, keys + v * 64, more_keys, head_size, to)
+                tile(q + i * QUERY_STRIDE * PAIR_BYTES, keys + v * 64, more_keys, head_size, to)
 
     made: Tile = scores
     return made
@@ -56,23 +59,25 @@ def make_scores(queries: int, blocks: int) -> Tile:
 def make_values(queries: int, wanted_vectors: int) -> Tile:
     """Weighted sums of values, 16 entries of the head a vector, of a number of queries, over one block."""
     rows, vectors = (queries, wanted_vectors) if HAS_32_REGISTERS else (min(queries, 4), 1)
-    zeros = zero_tile(f32x16, vectors * rows)
+    zeros, no_halves = zero_tile(f32x16, vectors * rows), zero_tile(HALVES, vectors)
 
     @kernel
     def tile(weights: int, values: int, head_size: int, pairs: int, out: int, stride: int) -> None:
-        """weights bf16 [rows][2 CHUNK], values bf16 [pairs][E][2] -> out float32 [rows][stride] += ..."""
+        """weights pairs [rows][CHUNK], values bf16 [pairs][E][2] -> out float32 [rows][stride] += ..."""
         total = zeros()
         for i in range(rows):
             for v in range(vectors):
                 total = put(total, vectors * i + v, load_f32x16(out + i * stride * 4 + v * 64))
         for _ in range(pairs):
+            value = no_halves()
+            for v in range(vectors):
+                value = put(value, v, halves(load_i32x16(values + v * 64)))
             for i in range(rows):
-                pair = broadcast_i32(weights + i * CHUNK * 4)
+                pair = weights + i * WEIGHTS_STRIDE
                 for v in range(vectors):
-                    value = load_i32x16(values + v * 64)
-                    total = put(total, vectors * i + v, dot_bf16(total[vectors * i + v], value, pair))
+                    total = put(total, vectors * i + v, dot_bf16(total[vectors * i + v], value[v], pair))
             values += head_size * 4
-            weights += 4
+            weights += PAIR_BYTES
         for i in range(rows):
             for v in range(vectors):
                 store_f32x16(out + i * stride * 4 + v * 64, total[vectors * i + v])
@@ -82,7 +87,7 @@ def make_values(queries: int, wanted_vectors: int) -> Tile:
         for i in range(0, queries, rows):
             for v in range(0, wanted_vectors, vectors):
                 to = out + i * stride * 4 + v * 64
-                tile(weights + i * CHUNK * 4, block + v * 64, head_size, pairs, to, stride)
+                tile(weights + i * WEIGHTS_STRIDE, block + v * 64, head_size, pairs, to, stride)
 
     made: Tile = values
     return made
@@ -111,7 +116,7 @@ def score_two_blocks(q: int, queries: int, keys: int, more_keys: int, head_size:
 def score_block(q: int, queries: int, keys: int, head_size: int, out: int) -> None:
     i = 0
     while i < queries:
-        left, at, to = queries - i, q + i * QUERY_STRIDE * 2, out + i * CHUNK * 4
+        left, at, to = queries - i, q + i * QUERY_STRIDE * PAIR_BYTES, out + i * CHUNK * 4
         if left >= 8:
             scores_8(at, keys, keys, head_size, to)
             i += 8
@@ -147,7 +152,7 @@ def add_narrow_values(weights: int, queries: int, rows: int, head_size: int, pai
     """Of any queries, 32 entries."""
     i = 0
     while i < queries:
-        left, at, to = queries - i, weights + i * CHUNK * 4, out + i * stride * 4
+        left, at, to = queries - i, weights + i * WEIGHTS_STRIDE, out + i * stride * 4
         if left >= 8:
             values_8(at, rows, head_size, pairs, to, stride)
             i += 8

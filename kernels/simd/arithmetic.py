@@ -232,12 +232,13 @@ def bits_at(b: Builder, v: Any, first: Any, count: Any) -> Any:
     return b.and_(shifted, splat(b, mask))
 
 
-def zero_tile(vector: Vector, count: int) -> Callable[..., Any]:
-    """A function that gives a tuple of `count` zero vectors: the registers of a tile. Write to it with `put`."""
+def zero_tile(vector: types.Type, count: int) -> Callable[..., Any]:
+    """A function that gives a tuple of `count` zero vectors, or pairs of them: registers. Write to it with `put`."""
+    element = vector.llvm if isinstance(vector, Vector) else ir.ArrayType(vector.dtype.llvm, vector.count)
 
     @operation(types.UniTuple(vector, count))
     def zeros(b: Builder) -> Any:
-        return ir.Constant(ir.ArrayType(vector.llvm, count), None)
+        return ir.Constant(ir.ArrayType(element, count), None)
 
     return zeros
 

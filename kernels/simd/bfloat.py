@@ -1,10 +1,11 @@
 """bf16, the upper half of a float32, in pairs: two values to a 32-bit lane, the first in its low half.
 
-    dot_bf16(sum, x, y)    fma(x low, y low, fma(x high, y high, sum)), lane by lane
+    dot_bf16(sum, x, pair)    fma(x low, low, fma(x high, high, sum)), lane by lane, with one pair for all lanes
 
-That is one instruction where a processor has AVX512-BF16 (it adds the high halves first and rounds twice; 32 million
-random sums agreed), at twice the speed of float32, and two elsewhere. The instruction takes denormals for zero, so
-none may arise: what is rounded to bf16 is either zero or at least 2^-60 in size.
+Zen does that in one instruction of AVX512-BF16 (it adds the high halves first and rounds twice; 32 million random sums
+agreed), twice as fast as float32. Intel's processors have it at half the speed of two float32 multiply-adds. So
+there, and where it is not at all, x is split once (`halves`), and pairs lie in memory as two float32.
+The instruction takes denormals for zero, so none may arise: what is rounded to bf16 is either zero or at least 2^-60.
 """
 
 from typing import Any
@@ -14,8 +15,10 @@ from llvmlite.ir import IRBuilder as Builder
 from numba import types
 
 from edgellm.kernels.simd.vectors import (
+    F32,
     I16,
     I32,
+    I64,
     LANES,
     address,
     call,
@@ -27,10 +30,14 @@ from edgellm.kernels.simd.vectors import (
     pointer,
     selected,
     shuffle,
+    splat,
 )
 
 F32X16, I32X16 = f32x16.llvm, i32x16.llvm
 I16X16 = ir.VectorType(I16, LANES)
+NATIVE = selected().fast_bf16
+PAIR_BYTES = 4 if NATIVE else 8
+HALVES = i32x16 if NATIVE else types.UniTuple(f32x16, 2)
 LARGEST = 3.0e38
 SMALLEST = 2.0**-60
 
@@ -104,9 +111,20 @@ def store_one_bf16(b: Builder, where: Any, value: Any) -> None:
 
 
 @operation(types.void, address, i32x16)
-def store_bf16(b: Builder, where: Any, bits: Any) -> None:
-    """16 bf16 side by side: 8 pairs."""
-    b.store(b.trunc(bits, I16X16), pointer(b, where, I16X16), align=2)
+def store_pairs(b: Builder, where: Any, bits: Any) -> None:
+    """16 bf16 as 8 pairs for dot_bf16, PAIR_BYTES each."""
+    if NATIVE:
+        b.store(b.trunc(bits, I16X16), pointer(b, where, I16X16), align=2)
+    else:
+        b.store(b.shl(bits, constant(I32X16, 16)), pointer(b, where, I32X16), align=4)
+
+
+@operation(i32x16, address)
+def load_pairs(b: Builder, where: Any) -> Any:
+    """What store_pairs stored."""
+    if NATIVE:
+        return b.zext(b.load(pointer(b, where, I16X16), align=2), I32X16)
+    return b.lshr(b.load(pointer(b, where, I32X16), align=4), constant(I32X16, 16))
 
 
 @operation(types.void, address, i32x16, types.int64)
@@ -128,11 +146,20 @@ def scatter_pairs(b: Builder, where: Any, bits: Any, stride: Any) -> None:
         where = b.add(where, stride)
 
 
-@operation(f32x16, f32x16, i32x16, i32x16)
-def dot_bf16(b: Builder, total: Any, x: Any, y: Any) -> Any:
-    if selected().has("avx512bf16"):
+@operation(HALVES, i32x16)
+def halves(b: Builder, x: Any) -> Any:
+    """16 pairs as dot_bf16 takes them."""
+    if NATIVE:
+        return x
+    low, high = b.shl(x, constant(I32X16, 16)), b.and_(x, constant(I32X16, -(1 << 16)))
+    both = ir.Constant(ir.ArrayType(F32X16, 2), ir.Undefined)
+    return b.insert_value(b.insert_value(both, b.bitcast(low, F32X16), 0), b.bitcast(high, F32X16), 1)
+
+
+@operation(f32x16, f32x16, HALVES, address)
+def dot_bf16(b: Builder, total: Any, x: Any, pair: Any) -> Any:
+    if NATIVE:
+        y = splat(b, b.load(pointer(b, pair, I32), align=4))
         return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", F32X16, total, b.bitcast(x, BF16X32), b.bitcast(y, BF16X32))
-    upper = constant(I32X16, -(1 << 16))
-    high_x, high_y = (b.bitcast(b.and_(v, upper), F32X16) for v in (x, y))
-    low_x, low_y = (b.bitcast(b.shl(v, constant(I32X16, 16)), F32X16) for v in (x, y))
-    return fused(b, low_x, low_y, fused(b, high_x, high_y, total))
+    low, high = (splat(b, b.load(pointer(b, b.add(pair, I64(at)), F32), align=4)) for at in (0, 4))
+    return fused(b, b.extract_value(x, 0), low, fused(b, b.extract_value(x, 1), high, total))
