@@ -62,3 +62,9 @@ def kv_address(step: int, sequence: int, position: int, kv_offset: int, block_st
 def first_of(count: int, thread: int, threads: int) -> int:
     """Begin of a thread's share of `count` units; it ends where the next one's begins."""
     return count * thread // threads
+
+
+@kernel
+def log2_blocks(group: int) -> int:
+    """log2 of the blocks in a group of 32, 64 or 128."""
+    return group >> 6 if group < 128 else 2
