@@ -118,11 +118,9 @@ class _Record:
         return self._proposal
 
     def learn(self, tokens: Sequence[int]) -> None:
-        """Compare what was proposed with what came."""
+        """Compare what was proposed with what came, which is never more than what was right and one token."""
         for ahead, (proposed, token) in enumerate(zip(self._proposal, tokens, strict=False)):
             kind = KINDS[min(self._match + ahead, MAX_MATCH)]
             self._right[kind] = DECAY * self._right[kind] + (proposed == token)
             self._seen[kind] = DECAY * self._seen[kind] + 1
-            if proposed != token:
-                break
         self._proposal = []

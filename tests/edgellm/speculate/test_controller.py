@@ -118,6 +118,32 @@ def test_cheaper_rows_make_longer_drafts() -> None:
     assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) == 4
 
 
+def test_rows_that_cost_much_behind_a_long_text_are_not_drafted_there() -> None:
+    costs = CostModel(lambda rows, depth: 1 + rows * depth / 100, depth=100)
+    for length, drafted in (5, True), (5000, False):
+        controller = Controller([LookupProposer()], costs)
+        controller.update([*range(length), *range(4)])
+        assert bool(controller.draft(MAX_DRAFT)) == drafted
+
+
+def test_every_place_of_a_draft_has_its_own_experience() -> None:
+    class FirstIsRight:
+        match, seconds = 2, 0.0
+
+        def extend(self, tokens: Sequence[int]) -> None:
+            pass
+
+        def propose(self, limit: int) -> list[int]:
+            return [1, 9, 9][:limit]
+
+    controller = Controller([FirstIsRight()], CostModel(CHEAP, depth=100))
+    controller.update([0])
+    for _ in range(100):
+        controller.draft(MAX_DRAFT)
+        controller.update([1, 2])
+    assert controller.draft(MAX_DRAFT) == [1]
+
+
 def test_past_texts_speed_up_what_the_prompt_does_not_hold() -> None:
     session, answer = SessionTexts(), edited(tokens(PROSE), 0.04)
     for past in tokens(CODE), tokens(PROSE), random_tokens(2000, 300):

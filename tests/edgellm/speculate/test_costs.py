@@ -39,7 +39,7 @@ def test_rows_that_cost_more_than_measured_are_learned_without_touching_the_sing
         costs.observe(4, 50, 2 * before[3])
     assert costs.seconds(50)[0] == before[0]
     assert costs.seconds(50)[3] == pytest.approx(2 * before[3], rel=1e-3)
-    assert before[7] < costs.seconds(50)[7] < 2 * before[7]
+    assert 1.2 * before[7] < costs.seconds(50)[7] < 1.6 * before[7]  # half as surprising, on the logarithm
 
 
 def test_noise_is_averaged_and_an_interrupted_step_counts_as_twice_the_time() -> None:
