@@ -1,0 +1,52 @@
+"""What a step costs by its rows: measured once on this machine, and corrected by every step since."""
+
+from collections.abc import Callable
+
+MAX_ROWS = 16
+MEASURED_ROWS = (1, 2, 4, 8, 16)  # between them time is taken as linear until steps say better
+RATE = 0.1  # of a step's surprise that is believed: of 5 % noise 1 % is left
+LARGEST_SURPRISE = 2.0  # times as long as expected; more was another program
+
+
+class CostModel:
+    """Seconds of a step of 1..MAX_ROWS rows behind a depth of tokens, in which attention makes it linear."""
+
+    def __init__(self, measure: Callable[[int, int], float], depth: int) -> None:
+        """`measure(rows, depth)` gives the seconds of such a step; called for depth 0 and `depth` > 0."""
+        assert depth > 0, depth
+        shallow, deep = (_all_rows([measure(rows, at) for rows in MEASURED_ROWS]) for at in (0, depth))
+        self._measured = [(low, (high - low) / depth) for low, high in zip(shallow, deep, strict=True)]
+        self._scale = [1.0] * MAX_ROWS  # times as long as measured
+
+    def seconds(self, depth: int) -> list[float]:
+        """Times expected for steps of 1..MAX_ROWS rows."""
+        return [
+            scale * (shallow + slope * depth)
+            for scale, (shallow, slope) in zip(self._scale, self._measured, strict=True)
+        ]
+
+    def observe(self, rows: int, depth: int, seconds: float) -> None:
+        """Learn from a step that took `seconds`; more than MAX_ROWS rows teach nothing.
+
+        A step of one row tells how fast the machine is now, so all times follow it. One of several never moves the time
+        of one row, or what drafts cost beyond expectation would be taken for a slower machine as long as they go on;
+        half of its surprise is its own height's and half that of several rows.
+        """
+        if rows > MAX_ROWS:
+            return
+        surprise = seconds / self.seconds(depth)[rows - 1]
+        surprise = min(max(surprise, 1 / LARGEST_SURPRISE), LARGEST_SURPRISE) - 1
+        if rows == 1:
+            self._scale = [scale * (1 + RATE * surprise) for scale in self._scale]
+        else:
+            half = 1 + RATE / 2 * surprise
+            self._scale[1:] = [scale * half for scale in self._scale[1:]]
+            self._scale[rows - 1] *= half
+
+
+def _all_rows(measured: list[float]) -> list[float]:
+    """Times of 1..MAX_ROWS rows, linear between those of MEASURED_ROWS."""
+    times = measured[:1]
+    for low, high, time, next_time in zip(MEASURED_ROWS, MEASURED_ROWS[1:], measured, measured[1:], strict=False):
+        times += [time + (next_time - time) * (rows - low) / (high - low) for rows in range(low + 1, high + 1)]
+    return times

@@ -1,0 +1,115 @@
+"""Texts that know where their tokens stood before, and a bounded number of past ones.
+
+The index is a hash chain as in deflate (RFC 1951, section 4), of single tokens: the last place of every token, and for
+every place the one before it with the same token. A chain's places are compared backwards, and the longest agreement
+wins. That finds what n-gram lookup finds for every n at once, and what a suffix automaton finds (Hu et al. 2024, arXiv
+2411.10666). Right next tokens, against an automaton in Python that knows the most recent place of every state:
+
+    2,513 tokens of code                1,402 (automaton 1,401)     4,000 tokens take   0.55 ms (3.5 ms)
+    13,144 tokens of prose              2,627 (2,641)               a token takes      17 bytes (474)
+    2,513 tokens of code, one edited    2,482 (2,485)
+
+It never looks at more than a fixed number of places, and a past text is searched where it lies, without a state to
+carry from token to token.
+"""
+
+import threading
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+MAX_MATCH = 32  # tokens that are compared; of longer agreements the most recent is as good as any
+LOOKS = 32  # places that a search looks at, 0.1 us each; with 64 past texts gain up to 1 %, nothing else does
+
+
+class IndexedText:
+    """A text that grows, and the places of its tokens.
+
+    A place is the number of tokens up to it: what follows there is `tokens[place]`. 0 is none.
+
+        tokens       a  b  c  a  b
+        place        1  2  3  4  5
+        earlier      0  0  0  1  2    place of the same token before
+        last         a: 4, b: 5, c: 3
+    """
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self.tokens = array("i")
+        self.earlier = array("i")
+        self.last: dict[int, int] = {}
+        self.extend(tokens)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Add tokens, 0.15 us each."""
+        last, earlier = self.last, self.earlier
+        for place, token in enumerate(tokens, len(self) + 1):
+            earlier.append(last.get(token, 0))
+            last[token] = place
+        self.tokens.extend(tokens)
+
+
+class Match(NamedTuple):
+    """An agreement of `length` tokens, 1..MAX_MATCH, with those before `place` of `text`, where the text goes on."""
+
+    length: int
+    text: IndexedText
+    place: int
+
+
+def longest_match(end: IndexedText, texts: Iterable[IndexedText], above: int = 0) -> Match | None:
+    """The longest end of `end` that stood in `texts` before and is longer than `above` tokens; of equals the first
+    text's, and the last in it. Looks at LOOKS places, text after text, each from its end.
+    """
+    found, length, looks = None, above, LOOKS
+    there, most = end.tokens, min(len(end), MAX_MATCH)
+    if not there:
+        return None
+    for text in texts:
+        here, earlier = text.tokens, text.earlier
+        place = earlier[-1] if text is end else text.last.get(there[-1], 0)
+        while place and looks and length < most:
+            looks -= 1
+            # Where the token that would make it longer differs, nothing else needs comparing.
+            if length < place < len(here) and here[place - 1 - length] == there[-1 - length]:
+                limit, agree = min(place, most), 1
+                while agree < limit and here[place - 1 - agree] == there[-1 - agree]:
+                    agree += 1
+                if agree > length:
+                    length, found = agree, Match(agree, text, place)
+            place = earlier[place - 1]
+    return found
+
+
+class SessionTexts:
+    """Texts of past requests to propose from; the least recently used leave first. May be used from several threads."""
+
+    def __init__(self, max_tokens: int = 65536) -> None:
+        """Keeps at most `max_tokens` tokens, of 8 bytes each and 100 more for every different one of a text."""
+        self._max_tokens = max_tokens
+        self._texts: list[IndexedText] = []  # least recently used first
+        self._lock = threading.Lock()
+
+    def add(self, text: IndexedText) -> None:
+        """Keep a text, which must not grow any more, in place of those that it continues; not one above the bound."""
+        if len(text) > self._max_tokens:
+            return
+        with self._lock:
+            self._texts = [old for old in self._texts if text.tokens[: len(old)] != old.tokens]
+            self._texts.append(text)
+            while sum(map(len, self._texts)) > self._max_tokens:
+                del self._texts[0]
+
+    def use(self, text: IndexedText) -> None:
+        """Note that a request writes what stands in a text."""
+        with self._lock:
+            if text in self._texts:
+                self._texts.remove(text)
+                self._texts.append(text)
+
+    def recent(self) -> list[IndexedText]:
+        """The texts of this moment, most recently used first."""
+        with self._lock:
+            return self._texts[::-1]
