@@ -5,6 +5,7 @@ EdgeLLMError
 │   ├── OptionError       an option outside its range
 │   ├── ModelNotFoundError   no model of that name, with the near matches
 │   ├── ContextLengthError   prompt longer than the context
+│   ├── GrammarError      a schema, regex or grammar that cannot constrain a text
 │   └── MissingExtraError    an optional package is not installed
 ├── FileFormatError       a file is not what it claims to be                      (exit code 1)
 │   ├── PackedFileError
@@ -47,6 +48,10 @@ class ContextLengthError(UsageError):
         super().__init__(f"the prompt has {num_prompt_tokens} tokens, the context holds {num_context_tokens}; {remedy}")
         self.num_prompt_tokens = num_prompt_tokens
         self.num_context_tokens = num_context_tokens
+
+
+class GrammarError(UsageError):
+    """A schema, regex or grammar that cannot constrain a text."""
 
 
 class MissingExtraError(UsageError):

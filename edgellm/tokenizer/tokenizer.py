@@ -25,6 +25,7 @@ class Tokenizer(ABC):
             control[self._tokens[vocabulary.unknown]] = vocabulary.unknown
         self.control = SpellingTable(control)
         self._user_defined = SpellingTable(vocabulary.texts_of(USER_DEFINED))
+        self._puts_space = vocabulary.kind == "spm" and vocabulary.add_space_prefix
         self.vocabulary_size = len(self._tokens)  # V
         self.bos = vocabulary.bos
         self.bos_token, self.eos_token = (
@@ -78,10 +79,39 @@ class Tokenizer(ABC):
         """What one token adds to a text after the token `previous` (None: at the start)."""
         kind, text = self._type(token), self._tokens[token]
         if kind == NORMAL:
-            return self._text_bytes(text, starts=previous is None or self._type(previous) not in (NORMAL, BYTE))
+            return self._text_bytes(text, self._starts(previous))
         if kind == BYTE:
             return bytes.fromhex(text[3:5])
         return text.encode() if special or kind == USER_DEFINED else b""
+
+    # A text as nothing but bytes, which is how a grammar sees it
+
+    def begins_with_space(self, previous: int | None) -> bool:
+        """Whether a text after the token `previous` is encoded with a space before it, which decoding takes away."""
+        return self._puts_space and self._starts(previous)
+
+    def inner_bytes(self, token: int) -> bytes:
+        """What a token adds wherever it stands behind the first of a text; empty where none, or not always the same.
+
+        Byte tokens add nothing where encoding takes another token for the byte.
+        """
+        kind, text = self._type(token), self._tokens[token]
+        if kind == NORMAL:
+            return self._text_bytes(text, starts=False)
+        if kind == BYTE:
+            byte = bytes.fromhex(text[3:5])
+            return byte if byte >= b"\x80" or self._encode_plain(byte.decode(), starts=False) == [token] else b""
+        # Where a space is put before texts, it is also put, and taken away, behind a user-defined token.
+        return text.encode() if kind == USER_DEFINED and not self._puts_space else b""
+
+    def encode_inner(self, text: str) -> list[int]:
+        """The ids of a text that goes on behind another; only of tokens that have `inner_bytes`."""
+        if self._puts_space:
+            return self._encode_plain(text, starts=False)
+        return self.encode_parts([text], add_bos=False)
+
+    def _starts(self, previous: int | None) -> bool:
+        return previous is None or self._type(previous) not in (NORMAL, BYTE)
 
     def _type(self, token: int) -> int:
         if not isinstance(token, int | np.integer) or not 0 <= token < self.vocabulary_size:
