@@ -39,11 +39,37 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     group.add_argument("-n", "--max-tokens", type=int, metavar="N", help="most tokens of an answer")
     _add_number(group, "--temperature", "0 always takes the most likely token", 0.0)
     group.add_argument("--top-k", type=int, default=0, metavar="K", help="choose among the K likeliest (default: all)")
+    _add_number(group, "--typical-p", "choose among the most typical that reach this probability together", 1.0)
     _add_number(group, "--top-p", "choose among the likeliest that reach this probability together", 1.0)
     _add_number(group, "--min-p", "choose among those at least so likely as this part of the likeliest", 0.0)
+    _add_number(group, "--xtc-threshold", "XTC excludes tokens so likely, but for the least likely of them", 0.1)
+    _add_number(group, "--xtc-probability", "how often XTC does", 0.0)
     _add_number(group, "--repetition-penalty", "above 1 avoids tokens of prompt and answer", 1.0)
     _add_number(group, "--presence-penalty", "above 0 avoids tokens of the answer", 0.0)
     _add_number(group, "--frequency-penalty", "above 0 avoids them by how often they came", 0.0)
+    _add_last_n(group, "--penalty-last-n", "penalties look at the last N tokens")
+    _add_number(group, "--dry-multiplier", "DRY: above 0 avoids tokens that continue a repetition", 0.0)
+    _add_number(group, "--dry-base", "DRY: by so much more for every token that it is longer", 1.75)
+    group.add_argument(
+        "--dry-allowed-length", type=int, default=2, metavar="N", help="DRY: shorter ones may go on (default: 2)"
+    )
+    _add_last_n(group, "--dry-penalty-last-n", "DRY looks at the last N tokens")
+    group.add_argument(
+        "--dry-sequence-breaker",
+        action="append",
+        metavar="TEXT",
+        help="DRY: repetitions end at this text; repeatable (default: line break, colon, double quote, asterisk)",
+    )
+    group.add_argument("--mirostat", type=int, default=0, metavar="N", help="2: Mirostat 2.0 (default: 0, off)")
+    _add_number(group, "--mirostat-tau", "the surprise in bits that Mirostat aims at", 5.0)
+    _add_number(group, "--mirostat-eta", "how quickly Mirostat adapts", 0.1)
+    group.add_argument(
+        "--sampler-order",
+        type=_names,
+        default=SamplingParams.sampler_order,
+        metavar="NAMES",
+        help=f"samplers in order, those left out are off (default: {','.join(SamplingParams.sampler_order)})",
+    )
     group.add_argument("--seed", type=int, metavar="S", help="makes chance repeatable")
     group.add_argument(
         "--logit-bias",
@@ -64,11 +90,24 @@ def sampling_params(args: Namespace) -> SamplingParams:
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         top_k=args.top_k,
+        typical_p=args.typical_p,
         top_p=args.top_p,
         min_p=args.min_p,
+        xtc_threshold=args.xtc_threshold,
+        xtc_probability=args.xtc_probability,
         repetition_penalty=args.repetition_penalty,
         presence_penalty=args.presence_penalty,
         frequency_penalty=args.frequency_penalty,
+        penalty_last_n=args.penalty_last_n,
+        dry_multiplier=args.dry_multiplier,
+        dry_base=args.dry_base,
+        dry_allowed_length=args.dry_allowed_length,
+        dry_penalty_last_n=args.dry_penalty_last_n,
+        dry_sequence_breakers=tuple(args.dry_sequence_breaker or SamplingParams.dry_sequence_breakers),
+        mirostat=args.mirostat,
+        mirostat_tau=args.mirostat_tau,
+        mirostat_eta=args.mirostat_eta,
+        sampler_order=args.sampler_order,
         seed=args.seed,
         logit_bias=dict(args.logit_bias),
         stop=tuple(args.stop),
@@ -84,6 +123,14 @@ def at_least(lowest: int, option: str, value: int) -> int:
 
 def _add_number(group: _ActionsContainer, option: str, meaning: str, default: float) -> None:
     group.add_argument(option, type=float, default=default, metavar="X", help=f"{meaning} (default: {default:g})")
+
+
+def _add_last_n(group: _ActionsContainer, option: str, meaning: str) -> None:
+    group.add_argument(option, type=int, default=-1, metavar="N", help=f"{meaning} (default: -1, the whole text)")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -8,6 +8,7 @@ for piece in model.chat([{"role": "user", "content": "What is the capital of Fra
 
 from importlib.metadata import version
 
+from edgellm.engine.logprobs import Logprobs
 from edgellm.engine.model import Model
 from edgellm.engine.params import SamplingParams
 from edgellm.engine.stream import Piece, Stream, Timings, Usage
@@ -16,4 +17,15 @@ from edgellm.load import load
 
 __version__ = version("edgellm")
 
-__all__ = ["EdgeLLMError", "Model", "Piece", "SamplingParams", "Stream", "Timings", "Usage", "__version__", "load"]
+__all__ = [
+    "EdgeLLMError",
+    "Logprobs",
+    "Model",
+    "Piece",
+    "SamplingParams",
+    "Stream",
+    "Timings",
+    "Usage",
+    "__version__",
+    "load",
+]

@@ -104,11 +104,31 @@ ATTEND = Record(
     "kv_int8", "window", "partials", "chunks", "scratch", "scratch_stride",
 )  # fmt: skip
 
-# One per logit row, or 0 for a row whose logits alone are wanted; chosen is written
+# Chooses a token for each logit row that has a SAMPLER (0: its logits alone are wanted), and writes it to `chosen`. The
+# row is changed: first `mask` (int32 [V/32], bit i of word i/32; 0 bits get -inf) and `bias` (int32 [n][2]: token, bits
+# of a float), then the samplers of `chain`, 4 bits each, the first lowest, then a draw of the number `draw`, or the
+# largest logit where the temperature is 0.
+#     text        int32 [text_count]  prompt and answer so far; the first `prompt_count` are the prompt
+#     breakers    int32 [V/32]  bit mask of the tokens at which DRY's repetitions end
+#     tokens, keys, weights, counts, raw    4 bytes [V + SAMPLER_PADDING], to work in; counts are 0 between steps; no
+#                 logprobs are wanted where the address of raw is 0
+#     logprobs    the chosen token's as a float, then [top_logprobs][2] token (-1: no more) and float, likeliest first
+# A sampler that `follows` is that of the row before one token later: it takes over its `next_mu`, so it goes after it.
 SAMPLE = Record(*HEAD, "logits", "stride", "vocabulary")
 SAMPLER = Record(
-    "temperature", "top_k", "top_p", "min_p", "repetition", "presence", "frequency", "seed", "draw",
-    "history", "history_count", "bias", "bias_count", "scratch", "chosen",
+    "chain", "mask", "bias", "bias_count", "text", "text_count", "prompt_count",
+    "repetition", "presence", "frequency", "penalty_last_n",
+    "dry_multiplier", "dry_base", "dry_allowed_length", "dry_last_n", "breakers",
+    "top_k", "typical_p", "top_p", "min_p", "xtc_threshold", "xtc_probability", "temperature",
+    "tau", "eta", "mu", "next_mu", "follows", "seed", "draw",
+    "tokens", "keys", "weights", "counts", "raw", "top_logprobs", "logprobs", "chosen",
+)  # fmt: skip
+DRY_LONGEST = 64  # tokens; DRY takes a longer repetition for one of this length
+SAMPLER_PADDING = 32  # the kernel reads and writes whole vectors, and a few for itself
+
+# Samplers as a chain names them: by their place here, from 1
+SAMPLERS = (
+    "penalties", "dry", "top_k", "typical_p", "top_p", "min_p", "xtc", "temperature", "mirostat",
 )  # fmt: skip
 
 # A sum over the data, int64 [bytes/8]; out int64 [threads][8]

@@ -116,28 +116,99 @@ def silu(x: Array) -> Any:
     return x / (1 + np.exp(-x))
 
 
-def sample(logits: Array, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Any:
-    """The distribution [V] that a token is drawn from, given logits [V]."""
-    if temperature == 0:
-        return (np.arange(len(logits)) == np.argmax(logits)).astype(np.float64)
-    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
-    order = np.argsort(-weights, kind="stable")
-    kept = order[: top_k or None]
-    reached = np.cumsum(weights[kept]) / weights[kept].sum()
-    kept = kept[: int(np.searchsorted(reached, top_p)) + 1]
-    kept = kept[weights[kept] >= min_p * weights[kept[0]]]
-    result = np.zeros(len(logits))
-    result[kept] = weights[kept] / weights[kept].sum()
+# Choosing a token: each sampler takes logits [V] and gives logits, with -inf for tokens that are out of play.
+
+
+def probabilities(logits: Array) -> Any:
+    weights = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    return weights / weights.sum()
+
+
+def _only(logits: Array, kept: Array) -> Any:
+    result = np.full(len(logits), -np.inf)
+    result[kept] = np.asarray(logits, np.float64)[kept]
     return result
+
+
+def _first_reaching(logits: Array, order: Array, p: float) -> Any:
+    """The first tokens in the order that are together at least as likely as p."""
+    reached = np.cumsum(probabilities(logits)[order])
+    return _only(logits, order[: int(np.searchsorted(reached, p)) + 1])
+
+
+def top_k(logits: Array, k: int) -> Any:
+    return _only(logits, np.argsort(-logits, kind="stable")[:k])
+
+
+def top_p(logits: Array, p: float) -> Any:
+    return _first_reaching(logits, np.argsort(-logits, kind="stable"), p)
+
+
+def typical_p(logits: Array, p: float) -> Any:
+    likely = probabilities(logits)
+    surprise = -np.log(np.where(likely > 0, likely, 1e-300))
+    return _first_reaching(logits, np.argsort(np.abs(surprise - (likely * surprise).sum()), kind="stable"), p)
+
+
+def min_p(logits: Array, p: float) -> Any:
+    likely = probabilities(logits)
+    return _only(logits, likely >= p * likely.max())
+
+
+def xtc(logits: Array, threshold: float) -> Any:
+    order = np.argsort(-logits, kind="stable")
+    reaching = order[probabilities(logits)[order] >= threshold]
+    return _only(logits, np.setdiff1d(order, reaching[:-1]))
+
+
+def temperature(logits: Array, t: float) -> Any:
+    return np.asarray(logits, np.float64) / t
+
+
+def mirostat(logits: Array, mu: float) -> Any:
+    """`mu` in bits; after a draw, mu -= eta * (surprise of the token among those kept - tau)."""
+    likely = probabilities(logits)
+    return _only(logits, likely >= min(2.0**-mu, likely.max()))
 
 
 def penalize(
     logits: Array, prompt: list[int], answer: list[int], *, repetition: float, presence: float, frequency: float
 ) -> Any:
-    """Logits [V] after penalties on tokens of the prompt and the answer so far."""
+    """By tokens of the prompt and the answer so far."""
     result = np.array(logits, np.float64)
     for token in {*prompt, *answer}:
         result[token] = result[token] / repetition if result[token] > 0 else result[token] * repetition
     for token in set(answer):
         result[token] -= presence + frequency * answer.count(token)
     return result
+
+
+def dry(
+    logits: Array, text: list[int], *, multiplier: float, base: float, allowed_length: int, breakers: set[int]
+) -> Any:
+    """Every token is tried: how much of the text's end, with the token behind it, was there before?"""
+    result = np.array(logits, np.float64)
+    for token in set(text) - breakers:
+        lengths = [
+            length
+            for length in range(1, min(len(text), 65))
+            if not breakers & set(text[-length:])
+            for start in range(len(text) - length)
+            if text[start : start + length + 1] == [*text[-length:], token]
+        ]
+        if lengths and max(lengths) >= allowed_length:
+            result[token] -= multiplier * base ** (max(lengths) - allowed_length)
+    return result
+
+
+def uniform(seed: int, draw: int) -> float:
+    """The random number in [0, 1) of a draw: 24 bits by SplitMix64."""
+    x = (seed + (draw + 1) * 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return float((x ^ x >> 31) >> 40) / 2**24
+
+
+def draw(logits: Array, chance: float) -> int:
+    """The token at which the sum of the probabilities, token after token, passes `chance`."""
+    return int(np.searchsorted(np.cumsum(probabilities(logits)), chance, side="right"))

@@ -172,7 +172,18 @@ class Model:
 
     def _stream(self, ids: list[int], params: SamplingParams) -> Stream:
         self._check_prompt(ids)
-        return Stream(self, ids, params, Sampler(params, self.config.vocabulary, ids))
+        breakers = self._breakers(params.dry_sequence_breakers) if params.dry_multiplier else []
+        return Stream(self, ids, params, Sampler(params, self.config.vocabulary, ids, breakers))
+
+    def _breakers(self, parts: Seq[str | int]) -> list[int]:
+        """Token ids of DRY's sequence breakers."""
+        ids: list[int] = []
+        for part in parts:
+            found = [part] if isinstance(part, int) else self.tokenizer.ids_containing(part)
+            if not found:
+                raise OptionError(f"dry_sequence_breakers: no token contains {part!r}; give a part of it, or token ids")
+            ids += found
+        return ids
 
     def _check_prompt(self, ids: Seq[int]) -> None:
         if not ids:

@@ -1,80 +1,214 @@
 """A request's sampling state, in the form that the sample kernel reads."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgellm.engine.params import SamplingParams
+from edgellm.engine.logprobs import Logprobs
+from edgellm.engine.params import MAX_INT, SamplingParams
 from edgellm.errors import OptionError
 from edgellm.kernels import ops
-from edgellm.memory.buffers import address, aligned_zeros
+from edgellm.memory.buffers import address
 from edgellm.model.program import float_bits
 
-PADDING = 16  # floats: the kernel weighs whole vectors
+WORD = {name: index for index, name in enumerate(ops.SAMPLER.names)}
+CHOSEN, DRAW, MASK, MU, NEXT_MU, TEXT, TEXT_COUNT = (
+    WORD[name] for name in ("chosen", "draw", "mask", "mu", "next_mu", "text", "text_count")
+)
 
 
 class Sampler:
-    """Parameters, tokens so far and number of draws of one request."""
+    """Parameters, text so far and number of draws of one request.
 
-    def __init__(self, params: SamplingParams, vocabulary: int, prompt: Sequence[int]) -> None:
-        """Errors: OptionError for a biased token outside the vocabulary."""
-        outside = [token for token in params.logit_bias if token >= vocabulary]
-        if outside:
-            raise OptionError(f"logit_bias names token {outside[0]}, the vocabulary has {vocabulary}")
+    A step takes `addresses`, one for each row whose token is wanted; then the sampler is told how many to `accept`.
+    """
+
+    def __init__(
+        self, params: SamplingParams, vocabulary: int, prompt: Sequence[int], breakers: Sequence[int] = ()
+    ) -> None:
+        """`breakers` are the tokens at which DRY's repetitions end.
+
+        Errors: OptionError for a biased token or a breaker outside the vocabulary.
+        """
+        _check_tokens("logit_bias", params.logit_bias, vocabulary)
+        _check_tokens("dry_sequence_breakers", breakers, vocabulary)
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
-        self._slots: dict[int, int] = {}  # token -> entry of the history
-        self._history = np.zeros((0, 2), np.int32)  # token, times generated
-        self._counts = any((params.repetition_penalty != 1.0, params.presence_penalty, params.frequency_penalty))
+        self._params, self._vocabulary = params, vocabulary
+        self._draw = 0
+        self._drafted: list[int] = []
+        self._masks: NDArray[np.int32] | None = None
         self._bias = np.array(
             [(token, np.float32(bias).view(np.int32)) for token, bias in params.logit_bias.items()], np.int32
         )
-        self._scratch = aligned_zeros(2 * (vocabulary + PADDING), np.float32)
-        self._record = ops.SAMPLER.pack(
-            temperature=float_bits(params.temperature),
-            top_k=params.top_k,
-            top_p=float_bits(params.top_p),
-            min_p=float_bits(params.min_p),
+        self._breakers = _bit_mask(breakers, vocabulary)
+        self._chain = _chain(params)
+        self._reads_text = any(ops.SAMPLERS[code - 1] in ("penalties", "dry") for code in self._chain)
+        self._text = np.array(prompt if self._reads_text else (), np.int32)  # with room for more
+        self._text_count = self._prompt_count = len(self._text)
+        self._top_logprobs = -1 if params.logprobs is None else min(params.logprobs, vocabulary)
+        self._records: list[_Record] = []
+        self._addresses: list[int] = []
+        self._add_record()
+
+    def addresses(self, drafted: Sequence[int] = (), masks: NDArray[np.int32] | None = None) -> list[int]:
+        """Records for the next token and those behind each drafted one: record j sees drafted[:j] as if accepted.
+
+        `masks`, int32 [1 + drafted][V/32], allows the tokens with a 1 (bit i of word i/32), row by row. Addresses hold
+        until the next call.
+        """
+        while len(self._records) <= len(drafted):
+            self._add_record()
+        if drafted:
+            self._draft(drafted)
+        self._drafted = list(drafted)
+        if masks is not None or self._masks is not None:
+            self._mask(masks)
+        return self._addresses[: 1 + len(drafted)]
+
+    def chosen(self, j: int) -> int:
+        """The token that the last step chose for record j."""
+        token = int(self._records[j].words[CHOSEN])
+        assert token >= 0, token
+        return token
+
+    def logprobs(self, j: int) -> Logprobs | None:
+        """Those of record j's token, where asked for; they hold until the next step."""
+        return self._records[j].read_logprobs()
+
+    def accept(self, count: int = 1) -> list[int]:
+        """The tokens that the first `count` records chose; they count from now on."""
+        tokens = [self.chosen(j) for j in range(count)]
+        assert tokens[:-1] == self._drafted[: count - 1], (tokens, self._drafted)
+        self._draw += count
+        first = self._records[0].words
+        first[DRAW] = self._draw
+        if self._params.mirostat:
+            first[MU] = self._records[count - 1].words[NEXT_MU]
+        if self._reads_text:
+            self._write_text(tokens)
+            self._text_count += count
+            first[TEXT_COUNT] = self._text_count
+        return tokens
+
+    def _draft(self, drafted: Sequence[int]) -> None:
+        if self._reads_text:
+            self._write_text(drafted)
+        for j, record in enumerate(self._records[1 : 1 + len(drafted)], 1):
+            record.words[DRAW] = self._draw + j
+            record.words[TEXT_COUNT] = self._text_count + j
+
+    def _mask(self, masks: NDArray[np.int32] | None) -> None:
+        self._masks = masks
+        for record in self._records:
+            record.words[MASK] = 0
+        if masks is not None:
+            first, stride = address(masks), masks.strides[0]
+            for j, record in enumerate(self._records[: len(masks)]):
+                record.words[MASK] = first + j * stride
+
+    def _write_text(self, tokens: Sequence[int]) -> None:
+        """Behind the text, without counting them as part of it."""
+        end = self._text_count + len(tokens)
+        if end > len(self._text):
+            self._text = np.resize(self._text, 2 * end)
+            for record in self._records:
+                record.words[TEXT] = address(self._text)
+        self._text[self._text_count : end] = tokens
+
+    def _add_record(self) -> None:
+        record = _Record(self._vocabulary, counts=self._reads_text, top_logprobs=self._top_logprobs)
+        params, mirostat = self._params, self._params.mirostat != 0
+        record.words[:] = ops.SAMPLER.pack(
+            chain=sum(code << 4 * place for place, code in enumerate(self._chain)),
+            mask=0,
+            bias=address(self._bias),
+            bias_count=len(self._bias),
+            text=address(self._text),
+            text_count=self._text_count,
+            prompt_count=self._prompt_count,
             repetition=float_bits(params.repetition_penalty),
             presence=float_bits(params.presence_penalty),
             frequency=float_bits(params.frequency_penalty),
+            penalty_last_n=_last_n(params.penalty_last_n),
+            dry_multiplier=float_bits(params.dry_multiplier),
+            dry_base=float_bits(params.dry_base),
+            dry_allowed_length=params.dry_allowed_length,
+            dry_last_n=_last_n(params.dry_penalty_last_n),
+            breakers=address(self._breakers),
+            top_k=params.top_k,
+            typical_p=float_bits(params.typical_p),
+            top_p=float_bits(params.top_p),
+            min_p=float_bits(params.min_p),
+            xtc_threshold=float_bits(params.xtc_threshold),
+            xtc_probability=float_bits(params.xtc_probability),
+            temperature=float_bits(params.temperature),
+            tau=float_bits(params.mirostat_tau) if mirostat else 0,
+            eta=float_bits(params.mirostat_eta),
+            mu=float_bits(2 * params.mirostat_tau),
+            next_mu=0,
+            follows=int(mirostat and len(self._records) > 0),
             seed=self.seed,
-            draw=0,
-            history=0,
-            history_count=0,
-            bias=address(self._bias),
-            bias_count=len(self._bias),
-            scratch=address(self._scratch),
+            draw=self._draw,
+            top_logprobs=self._top_logprobs,
             chosen=-1,
+            **record.arrays,
         )
-        if params.repetition_penalty != 1.0:
-            for token in prompt:
-                self._count(token, 0)
-            self._point_to_history()
+        self._records.append(record)
+        self._addresses.append(address(record.words))
 
-    @property
-    def address(self) -> int:
-        return address(self._record)
 
-    def take(self) -> int:
-        """The token that the last step chose; it counts from now on."""
-        token = int(self._record[ops.SAMPLER.chosen // 8])
-        assert token >= 0, token
-        self._record[ops.SAMPLER.draw // 8] += 1
-        if self._counts:
-            self._count(token, 1)
-            self._point_to_history()
-        return token
+class _Record:
+    """The words of a record, and the arrays that the kernel works in."""
 
-    def _count(self, token: int, times: int) -> None:
-        slot = self._slots.setdefault(token, len(self._slots))
-        if slot == len(self._history):
-            grown = np.zeros((2 * slot + PADDING, 2), np.int32)
-            grown[:slot] = self._history
-            self._history = grown
-        self._history[slot, 0] = token
-        self._history[slot, 1] += times
+    def __init__(self, vocabulary: int, *, counts: bool, top_logprobs: int) -> None:
+        self.words = np.zeros(len(WORD), np.int64)
+        size = vocabulary + ops.SAMPLER_PADDING
+        # Not zeroed where it need not be: the system then commits it only as far as the kernel goes
+        self._work = np.empty((4 if top_logprobs >= 0 else 3, size), np.int32)
+        self._counts = np.zeros(size, np.int32) if counts else None
+        self._logprobs = np.zeros(1 + 2 * top_logprobs, np.int32) if top_logprobs >= 0 else None
+        self.arrays = {"raw": 0, "counts": address(self._counts), "logprobs": address(self._logprobs)}
+        names = ("tokens", "keys", "weights", "raw")
+        self.arrays |= {name: address(array) for name, array in zip(names, self._work, strict=False)}
 
-    def _point_to_history(self) -> None:
-        self._record[ops.SAMPLER.history // 8] = address(self._history)
-        self._record[ops.SAMPLER.history_count // 8] = len(self._slots)
+    def read_logprobs(self) -> Logprobs | None:
+        if self._logprobs is None:
+            return None
+        ids, values = self._logprobs[1::2].tolist(), self._logprobs.view(np.float32)[::2].tolist()
+        return Logprobs(values[0], tuple((id_, value) for id_, value in zip(ids, values[1:], strict=True) if id_ >= 0))
+
+
+def _chain(params: SamplingParams) -> list[int]:
+    """Codes of the samplers that change something, in order."""
+    penalties = (params.repetition_penalty - 1, params.presence_penalty, params.frequency_penalty)
+    acts = {"penalties": any(penalties), "dry": params.dry_multiplier > 0}
+    draws, mirostat = params.temperature > 0, params.mirostat != 0
+    if draws:
+        acts["temperature"] = params.temperature != 1
+    if draws and not mirostat:
+        acts["top_k"] = params.top_k > 0
+        acts["typical_p"], acts["top_p"] = params.typical_p < 1, params.top_p < 1
+        acts["min_p"], acts["xtc"] = params.min_p > 0, params.xtc_probability > 0
+    names = [name for name in params.sampler_order if acts.get(name)]
+    if draws and mirostat:
+        names.append("mirostat")
+    return [ops.SAMPLERS.index(name) + 1 for name in names]
+
+
+def _last_n(count: int) -> int:
+    return MAX_INT if count < 0 else count
+
+
+def _bit_mask(tokens: Sequence[int], vocabulary: int) -> NDArray[np.int32]:
+    """int32 [V/32], bit i of word i/32 for token i."""
+    bits = np.zeros(-(-vocabulary // 32) * 32, np.uint8)
+    bits[list(tokens)] = 1
+    return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+def _check_tokens(option: str, tokens: Iterable[int], vocabulary: int) -> None:
+    outside = [token for token in tokens if token >= vocabulary]
+    if outside:
+        raise OptionError(f"{option} names token {outside[0]}, the vocabulary has {vocabulary}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, Protocol, Self
 
+from edgellm.engine.logprobs import Logprobs
 from edgellm.engine.params import SamplingParams
 from edgellm.engine.sampler import Sampler
 from edgellm.engine.stop import StopFinder
@@ -22,6 +23,7 @@ class Piece:
 
     text: str
     id: int
+    logprobs: Logprobs | None = None  # where SamplingParams.logprobs asks for them
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Stream(Iterator[Piece]):
             last = [len(tokens) - 1] if first + size >= len(prompt) else []
             self._step(tokens, last)
         self._prefill_seconds = perf_counter() - begin
-        return self._sampler.take()
+        return self._sampler.accept()[0]
 
     def _decode(self) -> int | None:
         """Compute the last token; the next, or None where cancelled."""
@@ -140,11 +142,11 @@ class Stream(Iterator[Piece]):
         begin = perf_counter()
         self._step(self.ids[-1:], [0])
         self._decode_seconds += perf_counter() - begin
-        return self._sampler.take()
+        return self._sampler.accept()[0]
 
     def _step(self, tokens: list[int], sampled: list[int]) -> None:
         self._sequence.reserve(self._sequence.length + len(tokens))
-        self._runner.step(Rows(self._sequence, tokens, sampled, [self._sampler.address] * len(sampled)))
+        self._runner.step(Rows(self._sequence, tokens, sampled, self._sampler.addresses() if sampled else []))
 
     def _piece(self, token: int) -> Piece:
         self.ids.append(token)
@@ -159,7 +161,7 @@ class Stream(Iterator[Piece]):
                 text += self._stops.feed(self._decoder.flush()) + self._stops.flush()
                 self._finish("length")
         self.text += text
-        return Piece(text, token)
+        return Piece(text, token, self._sampler.logprobs(0))
 
     def _finish(self, reason: FinishReason) -> None:
         if self.finish_reason is None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -112,6 +113,16 @@ class Tokenizer(ABC):
 
     def _starts(self, previous: int | None) -> bool:
         return previous is None or self._type(previous) not in (NORMAL, BYTE)
+
+    def ids_containing(self, text: str) -> list[int]:
+        """Ids of the tokens that have the text inside."""
+        wanted = text.encode()
+        return [id_ for id_, spelled in enumerate(self._spellings) if wanted in spelled]
+
+    @cached_property
+    def _spellings(self) -> list[bytes]:
+        """[V] what each token adds inside a text."""
+        return [self.token_bytes(id_, previous=id_, special=True) for id_ in range(self.vocabulary_size)]
 
     def _type(self, token: int) -> int:
         if not isinstance(token, int | np.integer) or not 0 <= token < self.vocabulary_size:

@@ -48,6 +48,9 @@ def test_every_sampling_option_arrives() -> None:
     assert sampling_params(parser.parse_args([])) == SamplingParams()
     options = "-n 30 --temperature 1.5 --top-k 50 --top-p 0.9 --min-p 0.01 --repetition-penalty 1.3 --seed 7 --stop zq"
     options += " --presence-penalty 0.4 --frequency-penalty 0.2 --logit-bias 5=2 --logit-bias 6=-1.5 --stop b"
+    options += " --typical-p 0.8 --xtc-threshold 0.2 --xtc-probability 0.5 --penalty-last-n 64 --dry-multiplier 0.8"
+    options += " --dry-base 1.5 --dry-allowed-length 3 --dry-penalty-last-n 100 --dry-sequence-breaker a"
+    options += " --dry-sequence-breaker b --mirostat 2 --mirostat-tau 4 --mirostat-eta 0.2 --sampler-order top_p,top_k"
     assert sampling_params(parser.parse_args(options.split())) == SamplingParams(
         max_tokens=30,
         temperature=1.5,
@@ -57,6 +60,19 @@ def test_every_sampling_option_arrives() -> None:
         repetition_penalty=1.3,
         presence_penalty=0.4,
         frequency_penalty=0.2,
+        typical_p=0.8,
+        xtc_threshold=0.2,
+        xtc_probability=0.5,
+        penalty_last_n=64,
+        dry_multiplier=0.8,
+        dry_base=1.5,
+        dry_allowed_length=3,
+        dry_penalty_last_n=100,
+        dry_sequence_breakers=("a", "b"),
+        mirostat=2,
+        mirostat_tau=4.0,
+        mirostat_eta=0.2,
+        sampler_order=("top_p", "top_k"),
         seed=7,
         logit_bias={5: 2.0, 6: -1.5},
         stop=("zq", "b"),

@@ -9,6 +9,7 @@ import pytest
 
 import edgellm
 from edgellm import Model, SamplingParams
+from edgellm.engine.logprobs import logprobs_of
 from edgellm.errors import ClosedError, ContextLengthError, ModelNotFoundError, OptionError, TemplateError
 from tests.tiny import make_tiny_gguf
 
@@ -89,6 +90,38 @@ def test_seeds_give_the_same_text_whatever_runs_beside(tiny_model: Model) -> Non
     beside.close()
     unseeded = [tiny_model.generate(PROMPT, SamplingParams(temperature=1.0, max_tokens=30)) for _ in range(2)]
     assert unseeded[0].seed != unseeded[1].seed
+
+
+def test_pieces_carry_the_logprobs_asked_for(tiny_model: Model) -> None:
+    """Which are those of the model, whatever the sampling makes of them, and those of `logits`."""
+    params = SamplingParams(max_tokens=8, temperature=1.5, top_k=20, frequency_penalty=0.5, seed=1, logprobs=3)
+    stream = tiny_model.generate(PROMPT, params)
+    pieces = list(stream)
+    rows = tiny_model.logits([*PROMPT, *stream.ids])[len(PROMPT) - 1 : -1]
+    for piece, expected in zip(pieces, logprobs_of(rows, stream.ids, 3), strict=True):
+        assert piece.logprobs is not None
+        assert piece.logprobs.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        assert [id_ for id_, _ in piece.logprobs.top] == [id_ for id_, _ in expected.top]
+    assert next(tiny_model.generate(PROMPT, SamplingParams(max_tokens=1))).logprobs is None
+
+
+def test_dry_breaks_at_every_token_that_has_a_breaker_inside(tiny_model: Model) -> None:
+    """Where the model wants one token for ever, DRY comes between, unless that token is a breaker."""
+    x, th = letter(tiny_model, "x"), letter(tiny_model, "th")
+    options = {"max_tokens": 4, "dry_multiplier": 90.0, "dry_base": 100.0, "dry_allowed_length": 1}
+
+    def repeats(token: int, breakers: tuple[str | int, ...]) -> bool:
+        params = biased(token, **options, dry_sequence_breakers=breakers)
+        return [piece.id for piece in tiny_model.generate([5], params)] == 4 * [token]
+
+    assert repeats(x, ("x",)) and repeats(x, ("q", x)) and repeats(th, ("h",))
+    assert not repeats(x, ("q",)) and not repeats(x, ()) and not repeats(th, ("x",))
+
+
+def test_a_breaker_that_is_in_no_token_is_refused(tiny_model: Model) -> None:
+    with pytest.raises(OptionError, match=r"xyz.*token ids"):
+        tiny_model.generate(PROMPT, SamplingParams(dry_multiplier=1.0, dry_sequence_breakers=("xyz",)))
+    tiny_model.generate(PROMPT, SamplingParams(dry_sequence_breakers=("xyz",))).close()  # DRY is off
 
 
 def test_closing_a_stream_frees_its_memory_at_once(tiny_model: Model) -> None:
