@@ -2,6 +2,7 @@
 
 import io
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_compiling_is_shown_at_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(edgellm, "load", compile_one)
     screen = at_terminal(monkeypatch)
-    load(tmp_path, context=None, threads=None)
+    load(tmp_path, Namespace(threads=None, kv_cache_dtype="bf16"), context=None)
     assert "compiling kernels for this processor, once: 3/8" in screen.getvalue()
 
 
