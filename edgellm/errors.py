@@ -42,10 +42,15 @@ class ModelNotFoundError(UsageError):
 
 
 class ContextLengthError(UsageError):
-    """A prompt longer than the context; carries both lengths in tokens."""
+    """A prompt longer than the context, alone or with the answer asked for; carries the lengths in tokens."""
 
-    def __init__(self, num_prompt_tokens: int, num_context_tokens: int, remedy: str) -> None:
-        super().__init__(f"the prompt has {num_prompt_tokens} tokens, the context holds {num_context_tokens}; {remedy}")
+    def __init__(
+        self, num_prompt_tokens: int, num_context_tokens: int, remedy: str, *, num_wanted_tokens: int | None = None
+    ) -> None:
+        answer = f" and the answer up to {num_wanted_tokens}" if num_wanted_tokens else ""
+        super().__init__(
+            f"the prompt has {num_prompt_tokens} tokens{answer}, the context holds {num_context_tokens}; {remedy}"
+        )
         self.num_prompt_tokens = num_prompt_tokens
         self.num_context_tokens = num_context_tokens
 

@@ -25,6 +25,7 @@ def load(
     threads: int | None = None,
     isa: str | None = None,
     kv_cache_dtype: KVDtype = "bf16",
+    kv_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Open a model of the store by name, a packed file, or a GGUF, which is packed into the cache first.
@@ -32,6 +33,8 @@ def load(
     `context` is the most tokens a text may have (None: what the model was trained for, up to 8192), `threads` how many
     work (None: the physical cores really available), `isa` restricts the kernels to a lesser instruction set.
     `kv_cache_dtype` "int8" keeps keys and values in 8.5 bits an entry: half the memory, for a slight loss.
+    `kv_memory` is the bytes that keys and values of all texts, cached prefixes included, may take (None: 4 contexts, if
+    the free memory holds as much).
     `progress` hears (done, total, what) while kernels are compiled, once a machine, and while a GGUF is packed.
 
     Errors: ModelNotFoundError, OptionError, FileFormatError, UnsupportedModelError, KernelError.
@@ -46,7 +49,13 @@ def load(
     trained = packed.config.context
     context = min(trained, DEFAULT_CONTEXT) if context is None else _whole("context", context, trained)
     return Model(
-        packed, library, context=context, threads=threads, processors=processors, kv_cache_dtype=kv_cache_dtype
+        packed,
+        library,
+        context=context,
+        threads=threads,
+        processors=processors,
+        kv_cache_dtype=kv_cache_dtype,
+        kv_memory=kv_memory,
     )
 
 

@@ -1,23 +1,29 @@
 """A loaded model: the one object that the command line, an application or a notebook talks to."""
 
-import threading
-import weakref
+import hashlib
+import json
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from functools import cached_property
 from typing import Self
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from edgellm.config import ModelConfig
+from edgellm.engine.constrain import Constrainer
+from edgellm.engine.engine import Engine
 from edgellm.engine.params import SamplingParams
+from edgellm.engine.request import Request
 from edgellm.engine.sampler import Sampler
+from edgellm.engine.speculate import Controller, LookupProposer
 from edgellm.engine.stream import Stream
-from edgellm.errors import ClosedError, ContextLengthError, OptionError, TemplateError
+from edgellm.errors import ContextLengthError, OptionError, TemplateError
 from edgellm.kernels.jit import Library
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVCache, KVDtype, Sequence
+from edgellm.memory.kv import KVCache, KVDtype, Sequence, kv_bytes_per_token
+from edgellm.memory.prefix import PrefixCache
 from edgellm.model.profile import OperationProfile, profile
 from edgellm.model.step import Rows, Stepper
 from edgellm.model.team import Team
@@ -29,7 +35,8 @@ from edgellm.tokenizer import Tokenizer, Vocabulary, open_tokenizer
 MAX_ROWS, MIN_ROWS = 512, 60
 FULL_ROWS_BYTES = 200_000_000  # of a model that takes MAX_ROWS, in some 0.1 s on two cores
 MAX_LOGIT_ROWS = 64  # rows of a step with logits, which for a large vocabulary are its largest buffer
-CONTEXTS = 2  # KV memory, in full contexts; the system commits it only as it is touched
+# KV memory unless asked otherwise, in full contexts and of the free memory; the system commits it only as touched
+MOST_CONTEXTS, FREE_SHARE = 4, 4
 
 
 class Model:
@@ -37,7 +44,7 @@ class Model:
 
     def __init__(
         self, packed: PackedModel, library: Library, *,
-        context: int, threads: int, processors: int, kv_cache_dtype: KVDtype = "bf16",
+        context: int, threads: int, processors: int, kv_cache_dtype: KVDtype = "bf16", kv_memory: int | None = None,
     ) -> None:  # fmt: skip
         """`context` tokens at most, on `threads` threads where `processors` are available."""
         self.name: str = str(packed.provenance.get("name") or packed.path.stem)
@@ -46,26 +53,35 @@ class Model:
         self.isa = library.target.isa
         self.packed = packed
         self.tokenizer: Tokenizer = open_tokenizer(Vocabulary.from_bytes(packed.vocabulary))
-        self._cache = KVCache(packed.config, CONTEXTS * -(-context // KV_BLOCK), kv_cache_dtype)
-        self._team = Team(library, threads, processors)
-        weakref.finalize(self, self._team.close)  # a model that nobody closed must not leave threads behind
-        self._stepper = Stepper(
-            library, self._team, packed, self._cache,
+        block_bytes = KV_BLOCK * kv_bytes_per_token(packed.config, kv_cache_dtype)
+        self._cache = KVCache(packed.config, _num_blocks(context, block_bytes, kv_memory), kv_cache_dtype)
+        team = Team(library, threads, processors)
+        stepper = Stepper(
+            library, team, packed, self._cache,
             context=context, max_rows=min(_step_rows(packed.nbytes), context), max_logit_rows=MAX_LOGIT_ROWS,
         )  # fmt: skip
-        self._stepping = threading.Lock()
-        self._closed = False
+        self.max_rows = stepper.max_rows
+        prefixes = PrefixCache(self._cache, model=_identity(packed, kv_cache_dtype))
+        self.engine = Engine(stepper, team, self._cache, prefixes, context=context)
+        self._constrainer = Constrainer(self.tokenizer)
 
     # What the model says
 
-    def generate(self, prompt: str | Seq[int], params: SamplingParams = SamplingParams()) -> Stream:  # noqa: B008
-        """Continue a text, whose special tokens are parsed, or token ids.
+    def generate(
+        self,
+        prompt: str | Seq[int],
+        params: SamplingParams = SamplingParams(),  # noqa: B008
+        *,
+        priority: int = 0,
+    ) -> Stream:
+        """Continue a text, whose special tokens are parsed, or token ids. Of several requests, those of higher priority
+        come first where room is short.
 
-        Errors: OptionError, ContextLengthError; ClosedError, then and from the stream.
+        Errors: OptionError, ContextLengthError, GrammarError; ClosedError and KVMemoryError, then and from the stream.
         """
-        self._check_open()
+        self.engine.check_open()
         ids = self.tokenize(prompt, special=True) if isinstance(prompt, str) else list(prompt)
-        return self._stream(ids, params)
+        return self._stream(ids, params, priority)
 
     def chat(
         self,
@@ -73,32 +89,30 @@ class Model:
         params: SamplingParams = SamplingParams(),  # noqa: B008
         *,
         tools: Seq[Mapping[str, object]] | None = None,
+        priority: int = 0,
     ) -> Stream:
         """Answer a conversation: [{"role": "user", "content": "..."}, ...]. Special tokens in contents are plain text.
 
         Errors: as generate, and TemplateError.
         """
-        self._check_open()
+        self.engine.check_open()
         ids = self._template.encode(self.tokenizer, messages, tools=tools)
-        return self._stream(ids, params)
+        return self._stream(ids, params, priority)
 
     def logits(self, ids: Seq[int]) -> NDArray[np.float32]:
         """What the model expects after each token of a text, float32 [T, V]. Errors: as generate."""
-        self._check_open()
         self._check_prompt(ids)
-        sequence = self.new_sequence()
+        self._check_room(len(ids), SamplingParams(context_policy="stop"))
+        sequence = Sequence(self._cache)
         result = np.empty((len(ids), self.config.vocabulary), np.float32)
-        try:
-            sequence.reserve(len(ids))
-            for first in range(0, len(ids), MAX_LOGIT_ROWS):
-                tokens = ids[first : first + MAX_LOGIT_ROWS]
-                with self._stepping:
-                    self._check_open()
-                    result[first : first + len(tokens)] = self._stepper.run(
-                        [Rows(sequence, tokens, range(len(tokens)))]
-                    )
-        finally:
-            sequence.truncate(0)
+        with self.engine.alone() as stepper:
+            try:
+                sequence.reserve(len(ids))
+                for first in range(0, len(ids), MAX_LOGIT_ROWS):
+                    tokens = ids[first : first + MAX_LOGIT_ROWS]
+                    result[first : first + len(tokens)] = stepper.run([Rows(sequence, tokens, range(len(tokens)))])
+            finally:
+                sequence.truncate(0)
         return result
 
     # Text and tokens
@@ -125,13 +139,8 @@ class Model:
 
     def close(self) -> None:
         """End the threads and let go of the file. A step that runs is finished; streams then raise ClosedError."""
-        with self._stepping:
-            if self._closed:
-                return
-            self._closed = True
-            self._team.close()
-            self._stepper.close()
-            self.packed.close()
+        self.engine.close()
+        self.packed.close()
 
     def __enter__(self) -> Self:
         return self
@@ -139,28 +148,12 @@ class Model:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # What streams need
-
-    @property
-    def max_rows(self) -> int:
-        return self._stepper.max_rows
-
-    def new_sequence(self) -> Sequence:
-        return Sequence(self._cache)
-
-    def step(self, rows: Rows) -> None:
-        """Compute rows of one sequence. Errors: ClosedError."""
-        with self._stepping:
-            self._check_open()
-            self._stepper.run([rows])
-
     def profile(self, rows: int, depth: int) -> list[OperationProfile]:
         """Where the time of a step of `rows` rows behind `depth` positions goes. Errors: ClosedError, OptionError."""
         if not 1 <= rows <= self.max_rows or not 0 <= depth <= self.context - rows:
             raise OptionError(f"a profile of {rows} rows at depth {depth} does not fit a context of {self.context}")
-        with self._stepping:
-            self._check_open()
-            return profile(self._stepper, self.packed, self._cache, rows, depth)
+        with self.engine.alone() as stepper:
+            return profile(stepper, self.packed, self._cache, rows, depth)
 
     def check_integrity(self) -> None:
         """The books of the KV memory balance."""
@@ -168,12 +161,34 @@ class Model:
 
     @property
     def num_free_blocks(self) -> int:
-        return self._cache.num_free
+        """Blocks that hold nothing, or only what the prefix cache can do without."""
+        return self.engine.num_free_blocks
 
-    def _stream(self, ids: list[int], params: SamplingParams) -> Stream:
+    def _stream(self, ids: list[int], params: SamplingParams, priority: int) -> Stream:
         self._check_prompt(ids)
+        self._check_room(len(ids), params)
         breakers = self._breakers(params.dry_sequence_breakers) if params.dry_multiplier else []
-        return Stream(self, ids, params, Sampler(params, self.config.vocabulary, ids, breakers))
+        engine = self.engine
+        request = Request(
+            ids, params, Sampler(params, self.config.vocabulary, ids, breakers), self.tokenizer,
+            context=self.context,
+            controller=Controller([LookupProposer(engine.session)], engine.costs, params.speculation),
+            matcher=self._constrainer.matcher(params.constraint, ids[-1]) if params.constraint else None,
+            priority=priority,
+        )  # fmt: skip
+        return Stream(engine, request, ids)
+
+    def _check_room(self, num_prompt_tokens: int, params: SamplingParams) -> None:
+        """Errors: ContextLengthError where prompt and answer do not fit and the policy is not to go on then."""
+        fits = num_prompt_tokens <= self.context
+        if params.context_policy == "error":
+            fits = fits and num_prompt_tokens + (params.max_tokens or 1) <= self.context + 1
+        if not fits and params.context_policy != "shift":
+            remedy = "shorten the prompt, ask for fewer max_tokens, choose another context_policy"
+            if self.context < self.config.context:
+                remedy += f", or load the model with a larger context (up to {self.config.context})"
+            wanted = params.max_tokens if params.context_policy == "error" else None
+            raise ContextLengthError(num_prompt_tokens, self.context, remedy, num_wanted_tokens=wanted)
 
     def _breakers(self, parts: Seq[str | int]) -> list[int]:
         """Token ids of DRY's sequence breakers."""
@@ -193,15 +208,6 @@ class Model:
         ]
         if bad:
             raise OptionError(f"token {bad[0]!r} is not an id of the vocabulary, 0..{self.config.vocabulary - 1}")
-        if len(ids) > self.context:
-            remedy = "shorten the prompt"
-            if self.context < self.config.context:
-                remedy += f", or load the model with a larger context (up to {self.config.context})"
-            raise ContextLengthError(len(ids), self.context, remedy)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError(f"model {self.name!r} was closed; load it again to use it")
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -209,6 +215,27 @@ class Model:
         if source is None:
             raise TemplateError(f"model {self.name!r} has no chat template; use generate(), or `edgellm run --raw`")
         return ChatTemplate(source, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
+
+
+def _num_blocks(context: int, block_bytes: int, kv_memory: int | None) -> int:
+    """KV blocks of `kv_memory` bytes; None: some contexts, or what a share of the free memory holds, but one context.
+
+    Errors: OptionError for memory that does not hold one block.
+    """
+    needed = -(-context // KV_BLOCK)
+    if kv_memory is None:
+        free = psutil.virtual_memory().available // FREE_SHARE // block_bytes
+        return max(needed, min(MOST_CONTEXTS * needed, free))
+    if kv_memory < block_bytes:
+        raise OptionError(f"kv_memory {kv_memory} holds no block of {KV_BLOCK} tokens, which takes {block_bytes} bytes")
+    return kv_memory // block_bytes
+
+
+def _identity(packed: PackedModel, kv_cache_dtype: KVDtype) -> bytes:
+    """Names what keys and values depend on: 32 bytes of the file's header, which names its source, and their format."""
+    named = {"provenance": packed.provenance, "config": packed.config.to_json(), "size": packed.nbytes}
+    named |= {"layouts": {name: weight.layout.name for name, weight in packed.weights.items()}, "kv": kv_cache_dtype}
+    return hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=32).digest()
 
 
 def _step_rows(nbytes: int) -> int:

@@ -3,12 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
+from edgellm.engine.constrain import Constraint
 from edgellm.errors import OptionError
 from edgellm.kernels.ops import DRY_LONGEST, SAMPLERS
 
 MAX_INT = 2**31 - 1
 MAX_LOGPROBS = 20
+SPECULATION = ("auto", "on", "off")
+CONTEXT_POLICIES = ("error", "stop", "shift")
 SAMPLER_ORDER = SAMPLERS[:-1]  # llama.cpp's; mirostat is no part of an order
 # Ranges by name: lowest, highest, whether the lowest itself is allowed, what switches the option off
 RANGES: dict[str, tuple[float, float, bool, str]] = {
@@ -32,6 +36,7 @@ RANGES: dict[str, tuple[float, float, bool, str]] = {
     "mirostat_tau": (0.0, 100.0, False, "5 is usual"),
     "mirostat_eta": (0.0, 100.0, False, "0.1 is usual"),
     "logprobs": (0, MAX_LOGPROBS, True, "without it there are none"),
+    "context_keep": (0, MAX_INT, True, "0 keeps the newest tokens only"),
     "seed": (0, 2**63 - 1, True, "without it a seed is drawn"),
 }
 
@@ -73,6 +78,12 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
     logprobs: int | None = None  # log-probability of each token, and of so many of the likeliest at its place
     stop: tuple[str, ...] = ()  # texts before which the answer ends
+    constraint: Constraint | None = None  # a form that the answer must have: JsonSchema, Regex, Choice, ...
+    speculation: Literal["auto", "on", "off"] = "auto"  # drafts of tokens to come; they never change the text
+    # What happens where prompt and max_tokens exceed the context. error: they are refused; stop: the answer ends there;
+    # shift: all but the first context_keep and the newest tokens are dropped, and counted in `usage`
+    context_policy: Literal["error", "stop", "shift"] = "error"
+    context_keep: int = 0
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -93,6 +104,11 @@ class SamplingParams:
                 raise OptionError(f"dry_sequence_breakers {part!r} is neither a token id nor a text that is not empty")
         if isinstance(self.dry_sequence_breakers, str):
             raise OptionError(f"dry_sequence_breakers {self.dry_sequence_breakers!r} is not a tuple; write (text,)")
+        for name, known in (("speculation", SPECULATION), ("context_policy", CONTEXT_POLICIES)):
+            if getattr(self, name) not in known:
+                raise OptionError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise OptionError(f"constraint {self.constraint!r} is no JsonSchema, JsonObject, Regex, Choice or Grammar")
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise OptionError(f"stop {self.stop!r} is not a tuple of texts that are not empty; one is written (text,)")
 

@@ -92,6 +92,13 @@ class Sampler:
             first[TEXT_COUNT] = self._text_count
         return tokens
 
+    def append(self, tokens: Sequence[int]) -> None:
+        """Tokens that were not chosen but given; they count as text of the answer, and take no draw."""
+        if self._reads_text and tokens:
+            self._write_text(tokens)
+            self._text_count += len(tokens)
+            self._records[0].words[TEXT_COUNT] = self._text_count
+
     def _draft(self, drafted: Sequence[int]) -> None:
         if self._reads_text:
             self._write_text(drafted)

@@ -34,7 +34,8 @@ def test_generating_equals_teacher_forcing(tiny_model: Model) -> None:
     assert "".join(piece.text for piece in pieces) == stream.text
     stop = stream.finish_reason == "stop"
     assert stream.text == tiny_model.detokenize(expected[: len(expected) - stop])
-    assert stream.usage == edgellm.Usage(5, 0, len(expected))
+    usage = stream.usage
+    assert (usage.num_prompt_tokens, usage.num_cached_tokens, usage.num_completion_tokens) == (5, 0, len(expected))
 
 
 def biased(token: int, **options: object) -> SamplingParams:

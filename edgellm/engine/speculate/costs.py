@@ -1,6 +1,7 @@
 """What a step costs by its rows: measured once on this machine, and corrected by every step since."""
 
 from collections.abc import Callable
+from functools import cached_property
 
 MAX_ROWS = 16
 MEASURED_ROWS = (1, 2, 4, 8, 16)  # between them time is taken as linear until steps say better
@@ -12,11 +13,18 @@ class CostModel:
     """Seconds of a step of 1..MAX_ROWS rows behind a depth of tokens, in which attention makes it linear."""
 
     def __init__(self, measure: Callable[[int, int], float], depth: int) -> None:
-        """`measure(rows, depth)` gives the seconds of such a step; called for depth 0 and `depth` > 0."""
+        """`measure(rows, depth)` gives the seconds of a step; called when first needed, for depth 0 and `depth` > 0."""
         assert depth > 0, depth
-        shallow, deep = (_all_rows([measure(rows, at) for rows in MEASURED_ROWS]) for at in (0, depth))
-        self._measured = [(low, (high - low) / depth) for low, high in zip(shallow, deep, strict=True)]
+        self._measure, self._depth = measure, depth
+        self._is_measured = False
         self._scale = [1.0] * MAX_ROWS  # times as long as measured
+
+    @cached_property
+    def _measured(self) -> list[tuple[float, float]]:
+        """Seconds by rows: at depth 0, and more for every token of depth."""
+        self._is_measured = True
+        shallow, deep = (_all_rows([self._measure(rows, at) for rows in MEASURED_ROWS]) for at in (0, self._depth))
+        return [(low, (high - low) / self._depth) for low, high in zip(shallow, deep, strict=True)]
 
     def seconds(self, depth: int) -> list[float]:
         """Times expected for steps of 1..MAX_ROWS rows."""
@@ -32,7 +40,7 @@ class CostModel:
         of one row, or what drafts cost beyond expectation would be taken for a slower machine as long as they go on;
         half of its surprise is its own height's and half that of several rows.
         """
-        if rows > MAX_ROWS:
+        if rows > MAX_ROWS or not self._is_measured:
             return
         surprise = seconds / self.seconds(depth)[rows - 1]
         surprise = min(max(surprise, 1 / LARGEST_SURPRISE), LARGEST_SURPRISE) - 1

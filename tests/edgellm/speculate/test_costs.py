@@ -16,6 +16,8 @@ def test_times_are_those_measured_and_linear_between() -> None:
         return rows + rows * rows * depth / 100
 
     costs = CostModel(measure, depth=100)
+    assert asked == [], "nothing is measured before it is needed"
+    costs.seconds(0)
     assert sorted(asked) == [(rows, depth) for rows in (1, 2, 4, 8, 16) for depth in (0, 100)]
     assert costs.seconds(0) == pytest.approx(list(range(1, 17)))
     assert [costs.seconds(100)[rows - 1] for rows in (1, 2, 4, 8, 16)] == pytest.approx([2, 6, 20, 72, 272])

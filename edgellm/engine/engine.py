@@ -1,0 +1,263 @@
+"""The engine: requests of any number computed together, step by step (continuous batching; Yu et al., Orca, OSDI 2022).
+
+There is no thread that runs it: whoever waits for a piece runs steps, for all requests, until its own piece is there;
+others who wait meanwhile find theirs. So one reader alone pays nothing for the company it could have, and an engine
+that nobody reads from is idle.
+"""
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+
+from edgellm.engine.request import Piece, Request
+from edgellm.engine.scheduler import in_turn, share, should_wait
+from edgellm.engine.speculate import CostModel, IndexedText, SessionTexts
+from edgellm.errors import ClosedError, EdgeLLMError
+from edgellm.kernels.ops import KV_BLOCK
+from edgellm.memory.kv import KVCache, KVMemoryError, Sequence
+from edgellm.memory.prefix import PrefixCache
+from edgellm.model.step import Rows, Stepper
+from edgellm.model.team import Team
+
+MAX_RUNNING = 32  # requests in a step
+COSTS_DEPTH = 1024  # tokens behind which steps are measured
+MAX_DRAFT_ROWS = 16  # rows of a step with drafts: beyond, a row costs as much as a step of its own
+
+
+class Engine:
+    """Runs the requests of one model. For any number of threads."""
+
+    def __init__(self, stepper: Stepper, team: Team, cache: KVCache, prefixes: PrefixCache, *, context: int) -> None:
+        self.session = SessionTexts()
+        self.prefixes = prefixes
+        self._stepper, self._team, self._cache, self._context = stepper, team, cache, context
+        self._requests: list[Request] = []  # that are not over, as they came
+        # Not reentrant: a stream may be collected, and closed, while this very thread holds it
+        self._changed = threading.Condition(threading.Lock())
+        self._is_driven = self._is_closed = False
+        self._pid = os.getpid()
+        self.costs = CostModel(self._measure, depth=max(1, min(COSTS_DEPTH, context - MAX_DRAFT_ROWS)))
+        weakref.finalize(self, team.close)  # an engine that nobody closed must not leave threads behind
+
+    def submit(self, request: Request) -> None:
+        """Let it take part from the next step on. Errors: ClosedError; KVMemoryError for what can never fit."""
+        needed = -(-(len(request.tokens) + 1) // KV_BLOCK)
+        if needed > self._cache.num_blocks:
+            raise KVMemoryError(
+                f"the prompt's {len(request.tokens)} tokens need {needed} KV blocks, there are "
+                f"{self._cache.num_blocks}; load the model with more kv_memory"
+            )
+        with self._changed:
+            self.check_open()
+            self._requests.append(request)
+
+    def next_piece(self, request: Request) -> Piece | None:
+        """The next piece of a request, computed if need be; None at its end. Errors: what ended it."""
+        with self._changed:
+            while self._is_driven and not request.pieces and not request.is_over:
+                self._changed.wait()
+            if request.pieces:
+                return request.pieces.popleft()
+            if request.error is not None:
+                raise request.error
+            if request.finish_reason is not None:
+                return None
+            self.check_open()
+            self._is_driven = True
+        try:
+            while not request.pieces and not request.is_over:
+                self._step()
+        finally:
+            self._release()
+        return self.next_piece(request)
+
+    def cancel(self, request: Request) -> None:
+        """End a request, at once or behind the step that runs. Never waits, so that it may come from anywhere."""
+        request.is_cancelled = True
+        if self._changed.acquire(blocking=False):
+            try:
+                if not self._is_driven:
+                    self._end_cancelled()
+                    self._changed.notify_all()
+            finally:
+                self._changed.release()
+
+    @contextmanager
+    def alone(self) -> Iterator[Stepper]:
+        """The stepper for oneself, between two steps. Errors: ClosedError."""
+        with self._changed:
+            while self._is_driven:
+                self._changed.wait()
+            self.check_open()
+            self._is_driven = True
+        try:
+            yield self._stepper
+        finally:
+            self._release()
+
+    def close(self) -> None:
+        """End all requests, with ClosedError for their readers, and the threads. A step that runs is finished."""
+        with self._changed:
+            if self._is_closed:
+                return
+            self._is_closed = True  # which ends the reader that drives at its next step
+            while self._is_driven:
+                self._changed.wait()
+            for request in self._requests:
+                request.error = ClosedError("the model was closed; load it again to use it")
+            self._end_over()
+            self._changed.notify_all()
+        self.prefixes.close()
+        self._team.close()
+        self._stepper.close()
+
+    @property
+    def num_free_blocks(self) -> int:
+        with self._changed:
+            if not self._is_driven:
+                self._end_cancelled()
+            return self._cache.num_free
+
+    def _step(self) -> None:
+        """One step for whoever takes part; called by the one who drives."""
+        with self._changed:
+            work = self._plan()
+        lengths = [request.sequence.length for request, _ in work if request.sequence]
+        taken = 0
+        try:
+            if work:
+                begin = time.perf_counter()
+                self._stepper.run([rows for _, rows in work])
+                seconds = time.perf_counter() - begin
+            with self._changed:
+                for request, rows in work:
+                    taken += 1
+                    self._take(request, rows, seconds)
+                self._end_cancelled()
+                self._changed.notify_all()
+        except BaseException:
+            # Who was not reached is as before the step, and computes it again; who was interrupted is cancelled
+            for (request, _), length in list(zip(work, lengths, strict=True))[taken:]:
+                assert request.sequence is not None
+                request.sequence.truncate(min(length, request.sequence.length))
+            if taken:
+                work[taken - 1][0].is_cancelled = True
+            raise
+
+    def _take(self, request: Request, rows: Rows, seconds: float) -> None:
+        sequence = request.sequence
+        assert sequence is not None
+        before = sequence.length - len(rows.tokens)
+        if len(self._requests) == 1:
+            self.costs.observe(len(rows.tokens), before, seconds)
+        try:
+            request.take(rows, seconds)
+        except EdgeLLMError as error:  # a constraint that came to a limit
+            request.error = error
+        if sequence.length // KV_BLOCK > before // KV_BLOCK:
+            self.prefixes.commit(sequence, request.tokens[: sequence.length])
+
+    def _plan(self) -> list[tuple[Request, Rows]]:
+        """Requests and what is computed of them, with room reserved; some may end here for lack of memory."""
+        self.check_open()
+        self._end_cancelled()
+        turn = in_turn(self._requests)[:MAX_RUNNING]
+        for request in turn:
+            self._admit(request)
+        running = [request for request in turn if request.sequence is not None]
+        decoding = [request for request in running if request.num_left == 1]
+        filling = [request for request in running if request.num_left > 1]
+        budgets = dict(zip(filling, share([r.num_left for r in filling], self._budget(running)), strict=True))
+        draft = (MAX_DRAFT_ROWS - len(decoding)) // max(len(decoding), 1) if not filling else 0
+        work = []
+        for request in [*decoding, *filling]:
+            if request.sequence is None:  # another needed its memory
+                continue
+            rows = request.rows(budgets.get(request, 1), draft)
+            if rows.tokens and self._reserve(request, len(rows.tokens)):
+                work.append((request, rows))
+        self._end_over()
+        return [(request, rows) for request, rows in work if request.sequence is not None]
+
+    def _budget(self, running: Seq[Request]) -> int:
+        """Rows of a step for prompts: with company less, so that nobody waits long for the step's end."""
+        return self._stepper.max_rows - MAX_DRAFT_ROWS if len(running) == 1 else self._stepper.max_rows // 2
+
+    def _admit(self, request: Request) -> None:
+        if request.params.context_policy == "shift" and len(request.tokens) > self._context:
+            self._give_back(request)
+            request.shift()
+        if request.sequence is None and not should_wait(request, self._requests):
+            request.sequence, report = self.prefixes.begin(request.tokens)
+            request.report = request.report or report
+
+    def _reserve(self, request: Request, count: int) -> bool:
+        """Room for `count` tokens more, taken from those whose turn comes last: they compute again what they lose."""
+        assert request.sequence is not None
+        while True:
+            try:
+                request.sequence.reserve(request.sequence.length + count)
+                return True
+            except KVMemoryError as error:
+                holders = [other for other in in_turn(self._requests) if other.sequence is not None]
+                if holders == [request]:
+                    request.error = error
+                    return False
+                self._give_back(holders[-1])
+                if holders[-1] is request:
+                    return False
+
+    def _give_back(self, request: Request) -> None:
+        """Its memory, which the prefix cache keeps while nobody needs it."""
+        if request.sequence is not None:
+            self.prefixes.end(request.sequence, request.tokens[: request.sequence.length])
+            request.sequence = None
+
+    def _end_cancelled(self) -> None:
+        for request in self._requests:
+            if request.is_cancelled:
+                request.finish("cancelled")
+        self._end_over()
+
+    def _end_over(self) -> None:
+        over = [request for request in self._requests if request.is_over]
+        if over:
+            self._requests = [request for request in self._requests if not request.is_over]
+        for request in over:
+            self._give_back(request)
+            self.session.add(IndexedText(request.tokens))
+
+    def _release(self) -> None:
+        with self._changed:
+            self._is_driven = False
+            self._end_cancelled()
+            self._changed.notify_all()
+
+    def check_open(self) -> None:
+        """Errors: ClosedError."""
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                "the process was forked, and threads do not come along; load the model again in the child"
+            )
+        if self._is_closed:
+            raise ClosedError("the model was closed; load it again to use it")
+
+    def _measure(self, rows: int, depth: int) -> float:
+        """Seconds of a step of `rows` rows behind `depth` tokens, whatever they are."""
+        sequence = Sequence(self._cache)
+        rows = min(rows, self._stepper.max_rows)
+        depth = min(depth, self._context - rows)
+        try:
+            sequence.reserve(depth + rows)
+            for _ in range(2):  # the first warms up
+                sequence.length = depth
+                begin = time.perf_counter()
+                self._stepper.run([Rows(sequence, [0] * rows, range(rows))])
+                seconds = time.perf_counter() - begin
+        finally:
+            sequence.truncate(0)
+        return seconds

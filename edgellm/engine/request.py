@@ -1,0 +1,182 @@
+"""One answer in the making: its text so far, what is computed of it, and the pieces not taken yet."""
+
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edgellm.engine.constrain import Matcher
+from edgellm.engine.logprobs import Logprobs
+from edgellm.engine.params import SamplingParams
+from edgellm.engine.sampler import Sampler
+from edgellm.engine.speculate import Controller
+from edgellm.engine.stop import StopFinder
+from edgellm.memory.kv import Sequence
+from edgellm.memory.prefix import CacheReport
+from edgellm.model.step import Rows
+from edgellm.tokenizer import StreamDecoder, Tokenizer
+
+FIRST_DRAFT = 8  # tokens of an answer before the first draft: a short one is not worth measuring what drafts cost
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token adds: its text, empty while a character or a stop text is incomplete."""
+
+    text: str
+    id: int
+    logprobs: Logprobs | None = None  # where SamplingParams.logprobs asks for them
+
+
+class Request:
+    """What the engine knows of an answer. Its tokens are the prompt's and the answer's, of which `sequence` holds the
+    keys and values of the first `sequence.length`.
+    """
+
+    def __init__(
+        self, prompt: list[int], params: SamplingParams, sampler: Sampler, tokenizer: Tokenizer, *,
+        context: int, controller: Controller, matcher: Matcher | None, priority: int,
+    ) -> None:  # fmt: skip
+        self.params, self.sampler, self.priority = params, sampler, priority
+        self.tokens = list(prompt)
+        self.ids: list[int] = []  # generated, with the stop token
+        self.text = ""
+        self.pieces: deque[Piece] = deque()
+        self.finish_reason: FinishReason | None = None
+        self.error: BaseException | None = None  # that ended it
+        self.is_cancelled = False  # by its reader; the engine ends it at the next opportunity
+        self.sequence: Sequence | None = None  # None while it waits for memory or its turn
+        self.report: CacheReport | None = None  # what the prefix cache knew of the prompt
+        self.num_dropped = 0  # tokens that a full context shifted out
+        self.num_drafted = self.num_accepted = 0
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self._tokenizer, self._context = tokenizer, context
+        self._controller, self._matcher = controller, matcher
+        self._decoder = StreamDecoder(tokenizer, previous=prompt[-1])
+        self._stops = StopFinder(params.stop)
+        room = context - len(prompt) + 1
+        limit = params.max_tokens or (room if params.context_policy != "shift" else None)
+        self._limit = min(limit, room) if limit and params.context_policy == "stop" else limit
+        self._drafted: list[int] = []
+        controller.update(prompt)
+        if matcher is not None:
+            self._force(matcher)
+
+    @property
+    def is_over(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def num_left(self) -> int:
+        """Tokens still to be computed before the next can be chosen."""
+        return len(self.tokens) - (self.sequence.length if self.sequence else 0)
+
+    @property
+    def num_shared(self) -> int:
+        return self.report.num_cached_tokens if self.report else 0
+
+    def shift(self) -> None:
+        """Drop tokens behind the first `context_keep`, so that half of the context is free again."""
+        keep = min(self.params.context_keep, self._context // 4)
+        newest = self._context // 2 - keep
+        dropped = len(self.tokens) - keep - newest
+        self.tokens[keep : keep + dropped] = []
+        self.num_dropped += dropped
+
+    def rows(self, budget: int, max_draft: int) -> Rows:
+        """What a step computes of it: at most `budget` tokens that are left, and a draft behind the last."""
+        assert self.sequence is not None
+        start = self.sequence.length
+        tokens = self.tokens[start : start + budget]
+        if start + len(tokens) < len(self.tokens):
+            return Rows(self.sequence, tokens)
+        room = min(max_draft, self._context - len(self.tokens))
+        if self._limit is not None:
+            room = min(room, self._limit - len(self.ids) - 1)
+        self._drafted = self._draft(max(room, 0)) if len(self.ids) >= FIRST_DRAFT else []
+        wanted = range(len(tokens) - 1, len(tokens) + len(self._drafted))
+        samplers = self.sampler.addresses(self._drafted, self._masks() if self._matcher else None)
+        return Rows(self.sequence, tokens + self._drafted, wanted, samplers)
+
+    def take(self, rows: Rows, seconds: float) -> None:
+        """Learn what the step of these rows chose."""
+        if self.ids:
+            self.decode_seconds += seconds
+        else:
+            self.prefill_seconds += seconds
+        if not rows.logits:
+            return
+        assert self.sequence is not None
+        right = 0
+        while right < len(self._drafted) and self.sampler.chosen(right) == self._drafted[right]:
+            right += 1
+        self.sequence.truncate(self.sequence.length - len(self._drafted) + right)
+        logprobs = [self.sampler.logprobs(j) for j in range(right + 1)]
+        self.num_drafted += len(self._drafted)
+        self.num_accepted += right
+        new = self.sampler.accept(right + 1)
+        self._controller.update(new)
+        for token, logprob in zip(new, logprobs, strict=True):
+            if self._matcher is not None:
+                self._matcher.accept(token)
+            self._add(token, logprob)
+            if self.is_over:
+                return
+        if self._matcher is not None:
+            self._force(self._matcher)
+
+    def finish(self, reason: FinishReason) -> None:
+        if not self.is_over:
+            self.finish_reason = reason
+
+    def _draft(self, limit: int) -> list[int]:
+        drafted = self._controller.draft(limit)
+        return drafted[: self._matcher.validate(drafted)] if self._matcher and drafted else drafted
+
+    def _masks(self) -> np.ndarray:
+        """Tokens that the constraint allows next and behind each drafted one, int32 [1 + drafted][V/32]."""
+        assert self._matcher is not None
+        masks = np.empty((1 + len(self._drafted), -(-self._tokenizer.vocabulary_size // 32)), np.int32)
+        self._matcher.fill_mask(masks[0])
+        for j, token in enumerate(self._drafted, 1):
+            self._matcher.accept(token)
+            self._matcher.fill_mask(masks[j])
+        self._matcher.rollback(len(self._drafted))
+        return masks
+
+    def _force(self, matcher: Matcher) -> None:
+        """Take the tokens that the constraint leaves no choice about; they are computed with the next step."""
+        forced = matcher.forced()
+        self.sampler.append(forced)
+        self._controller.update(forced)
+        for token in forced:
+            matcher.accept(token)
+            self._add(token, None)
+            if self.is_over:
+                return
+
+    def _add(self, token: int, logprobs: Logprobs | None) -> None:
+        self.ids.append(token)
+        self.tokens.append(token)
+        if token in self._tokenizer.stop_ids:
+            text = self._stops.feed(self._decoder.flush()) + self._stops.flush()
+            self.finish("stop")
+        else:
+            text = self._stops.feed(self._decoder.feed(token))
+            if self._stops.found:
+                self.finish("stop")
+            elif self._limit is not None and len(self.ids) >= self._limit:
+                text += self._stops.feed(self._decoder.flush()) + self._stops.flush()
+                self.finish("length")
+        self.text += text
+        self.pieces.append(Piece(text, token, logprobs))
+
+
+def common_prefix(a: Seq[int], b: Seq[int]) -> int:
+    """Tokens with which both begin."""
+    shorter = min(len(a), len(b))
+    return next((at for at in range(shorter) if a[at] != b[at]), shorter)

@@ -1,0 +1,39 @@
+"""Who computes how much in the next step. Policy only: no memory, no kernels."""
+
+from collections.abc import Sequence as Seq
+
+from edgellm.engine.request import Request, common_prefix
+from edgellm.kernels.ops import KV_BLOCK
+
+
+def in_turn(requests: Seq[Request]) -> list[Request]:
+    """By priority, the highest first, then as they came."""
+    return sorted(requests, key=lambda request: -request.priority)
+
+
+def share(wanted: Seq[int], budget: int) -> list[int]:
+    """Rows for each: everyone gets what all can have alike, and who wants less leaves the rest to the others.
+
+    So a short prompt beside a long one is computed in one step, whoever came first. The first in turn gets the rows
+    that cannot be dealt evenly.
+    """
+    given = [0] * len(wanted)
+    open_ones = [at for at, want in enumerate(wanted) if want]
+    while budget and open_ones:
+        each, over = divmod(budget, len(open_ones))
+        for place, at in enumerate(open_ones):
+            more = min(each + (place < over), wanted[at] - given[at])
+            given[at] += more
+            budget -= more
+        open_ones = [at for at in open_ones if given[at] < wanted[at]]
+    return given
+
+
+def should_wait(request: Request, running: Seq[Request]) -> bool:
+    """Whether another computes a prefix of the same text, longer than what is cached by a block: it is shared soon."""
+    for other in running:
+        if other.sequence is not None and other.num_left > 1:
+            common = common_prefix(request.tokens, other.tokens)
+            if common - other.sequence.length >= KV_BLOCK:
+                return True
+    return False
