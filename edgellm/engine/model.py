@@ -24,6 +24,7 @@ from edgellm.kernels.jit import Library
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVCache, KVDtype, Sequence, kv_bytes_per_token
 from edgellm.memory.prefix import PrefixCache
+from edgellm.model.probe import Probe
 from edgellm.model.profile import OperationProfile, profile
 from edgellm.model.step import Rows, Stepper
 from edgellm.model.team import Team
@@ -73,6 +74,7 @@ class Model:
         params: SamplingParams = SamplingParams(),  # noqa: B008
         *,
         priority: int = 0,
+        probe: Probe | None = None,
     ) -> Stream:
         """Continue a text, whose special tokens are parsed, or token ids. Of several requests, those of higher priority
         come first where room is short.
@@ -81,7 +83,7 @@ class Model:
         """
         self.engine.check_open()
         ids = self.tokenize(prompt, special=True) if isinstance(prompt, str) else list(prompt)
-        return self._stream(ids, params, priority)
+        return self._stream(ids, params, priority, probe)
 
     def chat(
         self,
@@ -90,6 +92,7 @@ class Model:
         *,
         tools: Seq[Mapping[str, object]] | None = None,
         priority: int = 0,
+        probe: Probe | None = None,
     ) -> Stream:
         """Answer a conversation: [{"role": "user", "content": "..."}, ...]. Special tokens in contents are plain text.
 
@@ -97,7 +100,7 @@ class Model:
         """
         self.engine.check_open()
         ids = self._template.encode(self.tokenizer, messages, tools=tools)
-        return self._stream(ids, params, priority)
+        return self._stream(ids, params, priority, probe)
 
     def logits(self, ids: Seq[int]) -> NDArray[np.float32]:
         """What the model expects after each token of a text, float32 [T, V]. Errors: as generate."""
@@ -114,6 +117,15 @@ class Model:
             finally:
                 sequence.truncate(0)
         return result
+
+    def unembed(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits [R][V] that the last norm and the head make of hidden states [R][D] of a Probe: a logit lens."""
+        rows = np.asarray(hidden, np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.config.width:
+            raise OptionError(f"hidden states of shape {rows.shape} are not [R][{self.config.width}]")
+        parts = [rows[at : at + MAX_LOGIT_ROWS] for at in range(0, len(rows), MAX_LOGIT_ROWS)]
+        with self.engine.alone() as stepper:
+            return np.concatenate([stepper.unembed(part) for part in parts])
 
     # Text and tokens
 
@@ -164,9 +176,11 @@ class Model:
         """Blocks that hold nothing, or only what the prefix cache can do without."""
         return self.engine.num_free_blocks
 
-    def _stream(self, ids: list[int], params: SamplingParams, priority: int) -> Stream:
+    def _stream(self, ids: list[int], params: SamplingParams, priority: int, probe: Probe | None) -> Stream:
         self._check_prompt(ids)
         self._check_room(len(ids), params)
+        if probe is not None:
+            probe.check(self.config)
         breakers = self._breakers(params.dry_sequence_breakers) if params.dry_multiplier else []
         engine = self.engine
         request = Request(
@@ -174,7 +188,7 @@ class Model:
             context=self.context,
             controller=Controller([LookupProposer(engine.session)], engine.costs, params.speculation),
             matcher=self._constrainer.matcher(params.constraint, ids[-1]) if params.constraint else None,
-            priority=priority,
+            priority=priority, probe=probe,
         )  # fmt: skip
         return Stream(engine, request, ids)
 

@@ -9,6 +9,7 @@ from collections import deque
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.config import ModelConfig
 from edgellm.errors import EdgeLLMError
@@ -45,6 +46,10 @@ class KVCache:
     @property
     def address(self) -> int:
         return address(self._arena)
+
+    def block_view(self, block: int) -> NDArray[np.uint8]:
+        """The bytes of a block, [block_stride]."""
+        return self._arena[block * self.block_stride : (block + 1) * self.block_stride]
 
     @property
     def num_free(self) -> int:
