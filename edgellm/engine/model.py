@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from edgellm.config import ModelConfig
 from edgellm.engine.constrain import Constrainer
+from edgellm.engine.draft import DraftModel, DraftProposer, check_vocabularies
 from edgellm.engine.engine import Engine
 from edgellm.engine.params import SamplingParams
 from edgellm.engine.request import Request
 from edgellm.engine.sampler import Sampler
-from edgellm.engine.speculate import Controller, LookupProposer
+from edgellm.engine.speculate import Controller, LookupProposer, Proposer
 from edgellm.engine.stream import Stream
 from edgellm.errors import ContextLengthError, OptionError, TemplateError
 from edgellm.kernels.jit import Library
@@ -46,14 +47,21 @@ class Model:
     def __init__(
         self, packed: PackedModel, library: Library, *,
         context: int, threads: int, processors: int, kv_cache_dtype: KVDtype = "bf16", kv_memory: int | None = None,
+        draft: PackedModel | None = None,
     ) -> None:  # fmt: skip
-        """`context` tokens at most, on `threads` threads where `processors` are available."""
+        """`context` tokens at most, on `threads` threads where `processors` are available.
+
+        Errors: OptionError for KV memory that is too small, or a draft model with another vocabulary.
+        """
         self.name: str = str(packed.provenance.get("name") or packed.path.stem)
         self.config: ModelConfig = packed.config
         self.context, self.threads = context, threads
         self.isa = library.target.isa
         self.packed = packed
-        self.tokenizer: Tokenizer = open_tokenizer(Vocabulary.from_bytes(packed.vocabulary))
+        vocabulary = Vocabulary.from_bytes(packed.vocabulary)
+        self.tokenizer: Tokenizer = open_tokenizer(vocabulary)
+        if draft is not None:
+            check_vocabularies(vocabulary, Vocabulary.from_bytes(draft.vocabulary), draft.path.stem)
         block_bytes = KV_BLOCK * kv_bytes_per_token(packed.config, kv_cache_dtype)
         self._cache = KVCache(packed.config, _num_blocks(context, block_bytes, kv_memory), kv_cache_dtype)
         team = Team(library, threads, processors)
@@ -64,6 +72,7 @@ class Model:
         self.max_rows = stepper.max_rows
         prefixes = PrefixCache(self._cache, model=_identity(packed, kv_cache_dtype))
         self.engine = Engine(stepper, team, self._cache, prefixes, context=context)
+        self._draft = None if draft is None else DraftModel(draft, library, team, context=context)
         self._constrainer = Constrainer(self.tokenizer)
 
     # What the model says
@@ -152,6 +161,8 @@ class Model:
     def close(self) -> None:
         """End the threads and let go of the file. A step that runs is finished; streams then raise ClosedError."""
         self.engine.close()
+        if self._draft is not None:
+            self._draft.close()
         self.packed.close()
 
     def __enter__(self) -> Self:
@@ -186,11 +197,15 @@ class Model:
         request = Request(
             ids, params, Sampler(params, self.config.vocabulary, ids, breakers), self.tokenizer,
             context=self.context,
-            controller=Controller([LookupProposer(engine.session)], engine.costs, params.speculation),
+            controller=Controller(self._proposers(), engine.costs, params.speculation),
             matcher=self._constrainer.matcher(params.constraint, ids[-1]) if params.constraint else None,
             priority=priority, probe=probe,
         )  # fmt: skip
         return Stream(engine, request, ids)
+
+    def _proposers(self) -> list[Proposer]:
+        lookup = LookupProposer(self.engine.session)
+        return [lookup] if self._draft is None else [lookup, DraftProposer(self._draft)]
 
     def _check_room(self, num_prompt_tokens: int, params: SamplingParams) -> None:
         """Errors: ContextLengthError where prompt and answer do not fit and the policy is not to go on then."""
