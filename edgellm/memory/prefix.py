@@ -14,8 +14,8 @@ from typing import Literal
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.disk.record import HASH_BYTES
 from edgellm.memory.disk.store import BlockStore
-from edgellm.memory.kv import KVCache, KVMemoryError, Sequence
-from edgellm.memory.tree import BlockTree, Node, count_equal, digest
+from edgellm.memory.kv import KVCache, Sequence
+from edgellm.memory.tree import BlockTree, Match, Node, closest, digest
 
 Reason = Literal["hit", "never seen", "differs", "model changed", "evicted"]
 
@@ -55,15 +55,6 @@ class PrefixCacheStats:
     from_memory: int  # prompt tokens
     from_disk: int  # prompt tokens
     evicted: int  # blocks
-
-
-@dataclass(frozen=True)
-class _Known:
-    """A block that may follow a node, and how many of its first tokens agree with a text."""
-
-    name: bytes
-    tokens: tuple[int, ...]
-    count: int
 
 
 class PrefixCache:
@@ -193,44 +184,45 @@ class PrefixCache:
             self._cache.block_view(block)[:] = stored.data
             self._append(sequence, self._add(self._last(sequence), self._rest(sequence, tokens), block))
 
-    def _closest(self, node: Node, rest: tuple[int, ...]) -> _Known | None:
+    def _closest(self, node: Node, rest: tuple[int, ...]) -> Match | None:
         """The known block behind a node that agrees longest with rest: in memory, the last used first, or on disk."""
+        best = closest([(child.name, child.tokens) for child in node.children.values()], rest)
+        if self._store is None or (best is not None and best.count == len(rest)):
+            return best
+        stored = closest(self._store.children(node.name), rest)
+        return stored if best is None or (stored is not None and stored.count > best.count) else best
 
-        def longest(blocks: list[tuple[bytes, tuple[int, ...]]]) -> list[_Known]:
-            found = [_Known(name, tokens, count_equal(tokens, rest)) for name, tokens in reversed(blocks)]
-            return [max(found, key=lambda known: known.count)] if found else []
-
-        best = longest([(child.name, child.tokens) for child in node.children.values()])
-        if self._store is not None and not (best and best[0].count == len(rest)):
-            best += longest(self._store.children(node.name))
-        return max(best, key=lambda known: known.count, default=None)
-
-    def _copy(self, sequence: Sequence, known: _Known, count: int) -> int:
+    def _copy(self, sequence: Sequence, known: Match, count: int) -> int:
         """Append a copy of a block, of which the first `count` tokens count; 0 if there is nothing to be had."""
         if count == 0:
             return 0
         node = self._tree.find(self._last(sequence), known.name)
-        try:
-            if node is not None:
-                self._cache.share(node.block)  # lest it be evicted for its own copy; and then it is recently used
-                try:
-                    block = self._cache.allocate()
-                finally:
-                    self._cache.release(node.block)
-                self._cache.copy_block(node.block, block)
-            else:
-                stored = self._store.get(known.name) if self._store is not None else None
-                if stored is None:
-                    return 0
-                block = self._cache.allocate()
-                self._cache.block_view(block)[:] = stored.data
-        except KVMemoryError:
+        block = self._copy_in_memory(node.block) if node is not None else self._copy_from_disk(known.name)
+        if block is None:
             return 0
         sequence.blocks.append(block)
         sequence.length += count
         return count
 
-    def _reason(self, node: Node, rest: tuple[int, ...], known: _Known | None, used: int) -> Reason:
+    def _copy_in_memory(self, source: int) -> int | None:
+        """A fresh block like one that is known; None if there is no memory."""
+        self._cache.share(source)  # lest it be evicted for its own copy, and afterwards it is recently used
+        block = self._cache.allocate() if self._cache.num_free else None
+        if block is not None:
+            self._cache.copy_block(source, block)
+        self._cache.release(source)
+        return block
+
+    def _copy_from_disk(self, name: bytes) -> int | None:
+        """A fresh block like one on disk; None if there is no memory, or the stored one has gone."""
+        stored = self._store.get(name) if self._store is not None and self._cache.num_free else None
+        if stored is None:
+            return None
+        block = self._cache.allocate()
+        self._cache.block_view(block)[:] = stored.data
+        return block
+
+    def _reason(self, node: Node, rest: tuple[int, ...], known: Match | None, used: int) -> Reason:
         """Why only `used` tokens of rest, which follow node, are cached."""
         agreed = known.count if known is not None else 0
         if agreed > used:

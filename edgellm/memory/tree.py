@@ -32,6 +32,21 @@ def count_equal(first: Seq[int], second: Seq[int]) -> int:
     return count
 
 
+@dataclass(frozen=True)
+class Match:
+    """A block that may follow another, and how many of its first tokens agree with a text."""
+
+    name: bytes
+    tokens: tuple[int, ...]
+    count: int
+
+
+def closest(blocks: Seq[tuple[bytes, tuple[int, ...]]], text: Seq[int]) -> Match | None:
+    """Of blocks as (name, tokens), the one that agrees longest with a text, and of such the last."""
+    matches = (Match(name, tokens, count_equal(tokens, text)) for name, tokens in reversed(blocks))
+    return max(matches, key=lambda match: match.count, default=None)
+
+
 @dataclass(eq=False, slots=True)
 class Node:
     """A block that is known."""

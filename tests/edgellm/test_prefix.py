@@ -173,6 +173,20 @@ def test_what_had_no_room_in_memory_comes_from_disk(tmp_path: Path) -> None:
         assert report.reason == "hit" and report.from_disk > 0
 
 
+def test_of_what_is_on_disk_as_much_is_used_as_memory_holds(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        compute(*make(store=store), TEXT)
+        cache, prefix = make(num_blocks=6, store=store)
+        held, _ = prefix.begin([5])
+        held.reserve(3 * KV_BLOCK)
+        assert store.flush(60)
+        sequence, report = prefix.begin(TEXT)
+        assert report == CacheReport(0, 3 * KV_BLOCK, "evicted") and holds(cache, sequence, TEXT)
+        prefix.end(sequence, TEXT[: sequence.length])
+        prefix.end(held, [])
+        prefix.check_integrity()
+
+
 def test_a_disk_that_could_not_keep_up_is_offered_the_blocks_again_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
