@@ -112,7 +112,6 @@ class Engine:
                 request.error = ClosedError("the model was closed; load it again to use it")
             self._end_over()
             self._changed.notify_all()
-        self.prefixes.close()
         self._team.close()
         self._stepper.close()
 

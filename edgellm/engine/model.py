@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -23,8 +24,9 @@ from edgellm.engine.stream import Stream
 from edgellm.errors import ContextLengthError, OptionError, TemplateError
 from edgellm.kernels.jit import Library
 from edgellm.kernels.ops import KV_BLOCK
+from edgellm.memory.disk.store import BlockStore
 from edgellm.memory.kv import KVCache, KVDtype, Sequence, kv_bytes_per_token
-from edgellm.memory.prefix import PrefixCache
+from edgellm.memory.prefix import CacheReport, PrefixCache
 from edgellm.model.probe import Probe
 from edgellm.model.profile import OperationProfile, profile
 from edgellm.model.step import Rows, Stepper
@@ -41,13 +43,21 @@ MAX_LOGIT_ROWS = 64  # rows of a step with logits, which for a large vocabulary 
 MOST_CONTEXTS, FREE_SHARE = 4, 4
 
 
+REASONS = {
+    "hit": "the rest was computed for its logits",
+    "never seen": "what follows was never seen",
+    "model changed": "what follows was cached by another model file or KV format",
+    "evicted": "what follows had to make room",
+}
+
+
 class Model:
     """A model ready to generate. Made by `edgellm.load`; a context manager; may be used from several threads."""
 
     def __init__(
         self, packed: PackedModel, library: Library, *,
         context: int, threads: int, processors: int, kv_cache_dtype: KVDtype = "bf16", kv_memory: int | None = None,
-        draft: PackedModel | None = None,
+        draft: PackedModel | None = None, prefix_cache: Path | None = None, prefix_cache_bytes: int = 4 << 30,
     ) -> None:  # fmt: skip
         """`context` tokens at most, on `threads` threads where `processors` are available.
 
@@ -70,7 +80,15 @@ class Model:
             context=context, max_rows=min(_step_rows(packed.nbytes), context), max_logit_rows=MAX_LOGIT_ROWS,
         )  # fmt: skip
         self.max_rows = stepper.max_rows
-        prefixes = PrefixCache(self._cache, model=_identity(packed, kv_cache_dtype))
+        identity = _identity(packed, kv_cache_dtype)
+        self._store = (
+            None
+            if prefix_cache is None
+            else BlockStore(
+                prefix_cache, model=identity, block_bytes=self._cache.block_stride, budget_bytes=prefix_cache_bytes
+            )
+        )
+        prefixes = PrefixCache(self._cache, model=identity, store=self._store)
         self.engine = Engine(stepper, team, self._cache, prefixes, context=context)
         self._draft = None if draft is None else DraftModel(draft, library, team, context=context)
         self._constrainer = Constrainer(self.tokenizer)
@@ -161,6 +179,8 @@ class Model:
     def close(self) -> None:
         """End the threads and let go of the file. A step that runs is finished; streams then raise ClosedError."""
         self.engine.close()
+        if self._store is not None:
+            self._store.close()
         if self._draft is not None:
             self._draft.close()
         self.packed.close()
@@ -177,6 +197,15 @@ class Model:
             raise OptionError(f"a profile of {rows} rows at depth {depth} does not fit a context of {self.context}")
         with self.engine.alone() as stepper:
             return profile(stepper, self.packed, self._cache, rows, depth)
+
+    def explain(self, report: CacheReport) -> str:
+        """In words, how much of a prompt the prefix cache knew, and why not more."""
+        cached = f"{report.num_cached_tokens} tokens cached ({report.from_disk} of them from disk)"
+        if report.reason != "differs":
+            return f"{cached}; {REASONS[report.reason]}"
+        assert report.differs_at is not None and report.expected is not None
+        known = self.detokenize([report.expected], special=True)
+        return f"{cached}; token {report.differs_at} differs from the cached text, which goes on with {known!r}"
 
     def check_integrity(self) -> None:
         """The books of the KV memory balance."""

@@ -55,10 +55,6 @@ class KVCache:
     def address(self) -> int:
         return address(self._arena)
 
-    def block_view(self, block: int) -> NDArray[np.uint8]:
-        """The bytes of a block, [block_stride]."""
-        return self._arena[block * self.block_stride : (block + 1) * self.block_stride]
-
     @property
     def num_free(self) -> int:
         """Blocks that can be had without taking any from a sequence: free and evictable."""
