@@ -7,6 +7,7 @@ from edgellm.errors import OptionError
 from edgellm.kernels.layouts import LAYOUTS
 from edgellm.memory.kv import KV_DTYPES
 
+SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 MODEL_HELP = "name of a model (see `edgellm models`), a packed file, or a GGUF file"
 
 
@@ -21,6 +22,9 @@ def add_machine_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kv-cache-dtype", choices=KV_DTYPES, default=KV_DTYPES[0], help="keys and values (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kv-memory", type=_size, metavar="SIZE", help="memory for keys and values of all texts, e.g. 512M or 2G"
     )
 
 
@@ -127,6 +131,15 @@ def _add_number(group: _ActionsContainer, option: str, meaning: str, default: fl
 
 def _add_last_n(group: _ActionsContainer, option: str, meaning: str) -> None:
     group.add_argument(option, type=int, default=-1, metavar="N", help=f"{meaning} (default: -1, the whole text)")
+
+
+def _size(text: str) -> int:
+    """Bytes; K, M and G are powers of 1024."""
+    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        return int(float(number) * SIZE_UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise ArgumentTypeError(f"{text!r} is not a size in bytes, e.g. 512M or 2G") from None
 
 
 def _names(text: str) -> tuple[str, ...]:
