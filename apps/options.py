@@ -3,6 +3,8 @@
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ActionsContainer
 
 from edgellm import SamplingParams
+from edgellm.engine.constrain import Constraint
+from edgellm.engine.params import CONTEXT_POLICIES, SPECULATION
 from edgellm.errors import OptionError
 from edgellm.kernels.layouts import LAYOUTS
 from edgellm.memory.kv import KV_DTYPES
@@ -30,6 +32,10 @@ def add_machine_options(parser: ArgumentParser) -> None:
 
 def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
+
+
+def add_timings(parser: ArgumentParser) -> None:
+    parser.add_argument("--timings", action="store_true", help="say how long it took, even where nobody watches")
 
 
 def add_layout(parser: ArgumentParser) -> None:
@@ -69,7 +75,7 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     _add_number(group, "--mirostat-eta", "how quickly Mirostat adapts", 0.1)
     group.add_argument(
         "--sampler-order",
-        type=_names,
+        type=comma_separated,
         default=SamplingParams.sampler_order,
         metavar="NAMES",
         help=f"samplers in order, those left out are off (default: {','.join(SamplingParams.sampler_order)})",
@@ -86,9 +92,24 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; repeatable"
     )
+    group.add_argument(
+        "--speculation",
+        choices=SPECULATION,
+        default=SamplingParams.speculation,
+        help="draft tokens ahead, which never changes the text (default: %(default)s, where it is faster)",
+    )
+    group.add_argument(
+        "--context-policy",
+        choices=CONTEXT_POLICIES,
+        default=SamplingParams.context_policy,
+        help="what does not fit the context is refused, cut short, or makes older text leave (default: %(default)s)",
+    )
+    group.add_argument(
+        "--context-keep", type=int, default=0, metavar="N", help="shift: the first N tokens stay (default: 0)"
+    )
 
 
-def sampling_params(args: Namespace) -> SamplingParams:
+def sampling_params(args: Namespace, constraint: Constraint | None = None) -> SamplingParams:
     """Errors: OptionError."""
     return SamplingParams(
         max_tokens=args.max_tokens,
@@ -115,6 +136,10 @@ def sampling_params(args: Namespace) -> SamplingParams:
         seed=args.seed,
         logit_bias=dict(args.logit_bias),
         stop=tuple(args.stop),
+        constraint=constraint,
+        speculation=args.speculation,
+        context_policy=args.context_policy,
+        context_keep=args.context_keep,
     )
 
 
@@ -123,6 +148,10 @@ def at_least(lowest: int, option: str, value: int) -> int:
     if value < lowest:
         raise OptionError(f"{option} {value} is too small: at least {lowest}")
     return value
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
 
 
 def _add_number(group: _ActionsContainer, option: str, meaning: str, default: float) -> None:
@@ -140,10 +169,6 @@ def _size(text: str) -> int:
         return int(float(number) * SIZE_UNITS[unit])
     except (KeyError, ValueError, OverflowError):
         raise ArgumentTypeError(f"{text!r} is not a size in bytes, e.g. 512M or 2G") from None
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
 
 
 def _bias(text: str) -> tuple[int, float]:

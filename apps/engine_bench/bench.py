@@ -5,9 +5,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from edgellm import Model, SamplingParams, Usage
 from edgellm.apps.measurement import NEVER
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,10 @@ def chat_prompt(model: Model, text: str) -> list[int]:
         return stream.prompt_ids
 
 
-def in_turn(repeat: int, one: Callable[[], float], other: Callable[[], float]) -> tuple[list[float], list[float]]:
+def in_turn(repeat: int, one: Callable[[], T], other: Callable[[], T]) -> tuple[list[T], list[T]]:
     """Both measured as often, one after the other, and every second time in the other order, so that drift cancels."""
-    ones, others = [], []
+    ones: list[T] = []
+    others: list[T] = []
     for count in range(repeat):
         if count % 2 == 0:
             ones.append(one())

@@ -1,6 +1,6 @@
 """What speculation gains where the answer repeats the prompt, and what it costs where it does not."""
 
-from edgellm.apps.engine_bench.bench import Answer, Bench, Figure, answer, chat_prompt, params, ratio
+from edgellm.apps.engine_bench.bench import Answer, Bench, Figure, answer, chat_prompt, in_turn, params, ratio
 from edgellm.apps.engine_bench.texts import FREE, REPEATING
 from edgellm.engine.speculate import SessionTexts
 
@@ -42,12 +42,12 @@ def _compare(bench: Bench, prompt: list[int], count: int, **sampling: float) -> 
 
     with bench.model.engine.alone():
         bench.model.engine.costs.seconds(0)  # measured when first needed, which is not part of an answer here
-    answers = [(answer_with("auto"), answer_with("off")) for _ in range(bench.repeat)]
-    usage = answers[0][0].usage
+    auto, off = in_turn(bench.repeat, lambda: answer_with("auto"), lambda: answer_with("off"))
+    usage = auto[-1].usage
     return ratio(
-        [auto.decode_tokens_per_second for auto, _ in answers],
-        [off.decode_tokens_per_second for _, off in answers],
-        equal=all(auto.ids == off.ids for auto, off in answers),
+        [one.decode_tokens_per_second for one in auto],
+        [one.decode_tokens_per_second for one in off],
+        equal=all(one.ids == auto[0].ids for one in [*auto, *off]),
         num_drafted_tokens=usage.num_drafted_tokens,
         num_accepted_tokens=usage.num_accepted_tokens,
     )
