@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edgellm import Model, SamplingParams, Usage
 from edgellm.apps.measurement import NEVER
@@ -19,7 +19,7 @@ class Figure:
 
     value: float
     values: list[float]
-    details: dict[str, object]
+    details: dict[str, Any]
 
 
 @dataclass(frozen=True)
