@@ -8,20 +8,30 @@ for piece in model.chat([{"role": "user", "content": "What is the capital of Fra
 
 from importlib.metadata import version
 
+from edgellm.engine.constrain import Choice, Grammar, JsonObject, JsonSchema, Regex
 from edgellm.engine.logprobs import Logprobs
 from edgellm.engine.model import Model
 from edgellm.engine.params import SamplingParams
-from edgellm.engine.stream import Piece, Stream, Timings, Usage
+from edgellm.engine.request import Piece
+from edgellm.engine.stream import Stream, Timings, Usage
 from edgellm.errors import EdgeLLMError
 from edgellm.load import load
+from edgellm.model.probe import Observation, Probe
 
 __version__ = version("edgellm")
 
 __all__ = [
+    "Choice",
     "EdgeLLMError",
+    "Grammar",
+    "JsonObject",
+    "JsonSchema",
     "Logprobs",
     "Model",
+    "Observation",
     "Piece",
+    "Probe",
+    "Regex",
     "SamplingParams",
     "Stream",
     "Timings",

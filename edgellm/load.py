@@ -26,6 +26,9 @@ def load(
     isa: str | None = None,
     kv_cache_dtype: KVDtype = "bf16",
     kv_memory: int | None = None,
+    draft: str | os.PathLike[str] | None = None,
+    prefix_cache: str | os.PathLike[str] | None = None,
+    prefix_cache_bytes: int = 4 << 30,
     progress: Progress | None = None,
 ) -> Model:
     """Open a model of the store by name, a packed file, or a GGUF, which is packed into the cache first.
@@ -35,6 +38,9 @@ def load(
     `kv_cache_dtype` "int8" keeps keys and values in 8.5 bits an entry: half the memory, for a slight loss.
     `kv_memory` is the bytes that keys and values of all texts, cached prefixes included, may take (None: 4 contexts, if
     the free memory holds as much).
+    `draft` names a smaller model of the same vocabulary that proposes tokens to this one, which changes no text.
+    `prefix_cache` is a folder, shared by models and processes, that keeps keys and values of texts for the next start,
+    up to `prefix_cache_bytes`; what it holds can be read by nobody else, and tells the texts.
     `progress` hears (done, total, what) while kernels are compiled, once a machine, and while a GGUF is packed.
 
     Errors: ModelNotFoundError, OptionError, FileFormatError, UnsupportedModelError, KernelError.
@@ -56,6 +62,9 @@ def load(
         processors=processors,
         kv_cache_dtype=kv_cache_dtype,
         kv_memory=kv_memory,
+        draft=None if draft is None else open_packed(find_model(draft, progress)),
+        prefix_cache=None if prefix_cache is None else Path(prefix_cache),
+        prefix_cache_bytes=prefix_cache_bytes,
     )
 
 

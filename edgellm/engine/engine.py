@@ -20,6 +20,7 @@ from edgellm.errors import ClosedError, EdgeLLMError
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVCache, KVMemoryError, Sequence
 from edgellm.memory.prefix import PrefixCache
+from edgellm.model.probe import Observation, run_watched
 from edgellm.model.step import Rows, Stepper
 from edgellm.model.team import Team
 
@@ -111,7 +112,6 @@ class Engine:
                 request.error = ClosedError("the model was closed; load it again to use it")
             self._end_over()
             self._changed.notify_all()
-        self.prefixes.close()
         self._team.close()
         self._stepper.close()
 
@@ -131,12 +131,12 @@ class Engine:
         try:
             if work:
                 begin = time.perf_counter()
-                self._stepper.run([rows for _, rows in work])
+                seen = self._run(work)
                 seconds = time.perf_counter() - begin
             with self._changed:
                 for request, rows in work:
                     taken += 1
-                    self._take(request, rows, seconds)
+                    self._take(request, rows, seconds, seen.get(request))
                 self._end_cancelled()
                 self._changed.notify_all()
         except BaseException:
@@ -148,14 +148,23 @@ class Engine:
                 work[taken - 1][0].is_cancelled = True
             raise
 
-    def _take(self, request: Request, rows: Rows, seconds: float) -> None:
+    def _run(self, work: list[tuple[Request, Rows]]) -> dict[Request, Observation]:
+        """The step; what was seen of requests with a probe."""
+        batch, probes = [rows for _, rows in work], [request.probe for request, _ in work]
+        if not any(probes):
+            self._stepper.run(batch)
+            return {}
+        seen = run_watched(self._stepper, batch, probes)
+        return {request: found for (request, _), found in zip(work, seen, strict=True) if found is not None}
+
+    def _take(self, request: Request, rows: Rows, seconds: float, seen: Observation | None) -> None:
         sequence = request.sequence
         assert sequence is not None
         before = sequence.length - len(rows.tokens)
         if len(self._requests) == 1:
             self.costs.observe(len(rows.tokens), before, seconds)
         try:
-            request.take(rows, seconds)
+            request.take(rows, seconds, seen)
         except EdgeLLMError as error:  # a constraint that came to a limit
             request.error = error
         if sequence.length // KV_BLOCK > before // KV_BLOCK:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -13,17 +14,20 @@ from numpy.typing import NDArray
 
 from edgellm.config import ModelConfig
 from edgellm.engine.constrain import Constrainer
+from edgellm.engine.draft import DraftModel, DraftProposer, check_vocabularies
 from edgellm.engine.engine import Engine
 from edgellm.engine.params import SamplingParams
 from edgellm.engine.request import Request
 from edgellm.engine.sampler import Sampler
-from edgellm.engine.speculate import Controller, LookupProposer
+from edgellm.engine.speculate import Controller, LookupProposer, Proposer
 from edgellm.engine.stream import Stream
 from edgellm.errors import ContextLengthError, OptionError, TemplateError
 from edgellm.kernels.jit import Library
 from edgellm.kernels.ops import KV_BLOCK
+from edgellm.memory.disk.store import BlockStore
 from edgellm.memory.kv import KVCache, KVDtype, Sequence, kv_bytes_per_token
-from edgellm.memory.prefix import PrefixCache
+from edgellm.memory.prefix import CacheReport, PrefixCache
+from edgellm.model.probe import Probe
 from edgellm.model.profile import OperationProfile, profile
 from edgellm.model.step import Rows, Stepper
 from edgellm.model.team import Team
@@ -39,20 +43,35 @@ MAX_LOGIT_ROWS = 64  # rows of a step with logits, which for a large vocabulary 
 MOST_CONTEXTS, FREE_SHARE = 4, 4
 
 
+REASONS = {
+    "hit": "the rest was computed for its logits",
+    "never seen": "what follows was never seen",
+    "model changed": "what follows was cached by another model file or KV format",
+    "evicted": "what follows had to make room",
+}
+
+
 class Model:
     """A model ready to generate. Made by `edgellm.load`; a context manager; may be used from several threads."""
 
     def __init__(
         self, packed: PackedModel, library: Library, *,
         context: int, threads: int, processors: int, kv_cache_dtype: KVDtype = "bf16", kv_memory: int | None = None,
+        draft: PackedModel | None = None, prefix_cache: Path | None = None, prefix_cache_bytes: int = 4 << 30,
     ) -> None:  # fmt: skip
-        """`context` tokens at most, on `threads` threads where `processors` are available."""
+        """`context` tokens at most, on `threads` threads where `processors` are available.
+
+        Errors: OptionError for KV memory that is too small, or a draft model with another vocabulary.
+        """
         self.name: str = str(packed.provenance.get("name") or packed.path.stem)
         self.config: ModelConfig = packed.config
         self.context, self.threads = context, threads
         self.isa = library.target.isa
         self.packed = packed
-        self.tokenizer: Tokenizer = open_tokenizer(Vocabulary.from_bytes(packed.vocabulary))
+        vocabulary = Vocabulary.from_bytes(packed.vocabulary)
+        self.tokenizer: Tokenizer = open_tokenizer(vocabulary)
+        if draft is not None:
+            check_vocabularies(vocabulary, Vocabulary.from_bytes(draft.vocabulary), draft.path.stem)
         block_bytes = KV_BLOCK * kv_bytes_per_token(packed.config, kv_cache_dtype)
         self._cache = KVCache(packed.config, _num_blocks(context, block_bytes, kv_memory), kv_cache_dtype)
         team = Team(library, threads, processors)
@@ -61,8 +80,17 @@ class Model:
             context=context, max_rows=min(_step_rows(packed.nbytes), context), max_logit_rows=MAX_LOGIT_ROWS,
         )  # fmt: skip
         self.max_rows = stepper.max_rows
-        prefixes = PrefixCache(self._cache, model=_identity(packed, kv_cache_dtype))
+        identity = _identity(packed, kv_cache_dtype)
+        self._store = (
+            None
+            if prefix_cache is None
+            else BlockStore(
+                prefix_cache, model=identity, block_bytes=self._cache.block_stride, budget_bytes=prefix_cache_bytes
+            )
+        )
+        prefixes = PrefixCache(self._cache, model=identity, store=self._store)
         self.engine = Engine(stepper, team, self._cache, prefixes, context=context)
+        self._draft = None if draft is None else DraftModel(draft, library, team, context=context)
         self._constrainer = Constrainer(self.tokenizer)
 
     # What the model says
@@ -73,6 +101,7 @@ class Model:
         params: SamplingParams = SamplingParams(),  # noqa: B008
         *,
         priority: int = 0,
+        probe: Probe | None = None,
     ) -> Stream:
         """Continue a text, whose special tokens are parsed, or token ids. Of several requests, those of higher priority
         come first where room is short.
@@ -81,7 +110,7 @@ class Model:
         """
         self.engine.check_open()
         ids = self.tokenize(prompt, special=True) if isinstance(prompt, str) else list(prompt)
-        return self._stream(ids, params, priority)
+        return self._stream(ids, params, priority, probe)
 
     def chat(
         self,
@@ -90,6 +119,7 @@ class Model:
         *,
         tools: Seq[Mapping[str, object]] | None = None,
         priority: int = 0,
+        probe: Probe | None = None,
     ) -> Stream:
         """Answer a conversation: [{"role": "user", "content": "..."}, ...]. Special tokens in contents are plain text.
 
@@ -97,7 +127,7 @@ class Model:
         """
         self.engine.check_open()
         ids = self._template.encode(self.tokenizer, messages, tools=tools)
-        return self._stream(ids, params, priority)
+        return self._stream(ids, params, priority, probe)
 
     def logits(self, ids: Seq[int]) -> NDArray[np.float32]:
         """What the model expects after each token of a text, float32 [T, V]. Errors: as generate."""
@@ -114,6 +144,15 @@ class Model:
             finally:
                 sequence.truncate(0)
         return result
+
+    def unembed(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits [R][V] that the last norm and the head make of hidden states [R][D] of a Probe: a logit lens."""
+        rows = np.asarray(hidden, np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.config.width:
+            raise OptionError(f"hidden states of shape {rows.shape} are not [R][{self.config.width}]")
+        parts = [rows[at : at + MAX_LOGIT_ROWS] for at in range(0, len(rows), MAX_LOGIT_ROWS)]
+        with self.engine.alone() as stepper:
+            return np.concatenate([stepper.unembed(part) for part in parts])
 
     # Text and tokens
 
@@ -140,6 +179,10 @@ class Model:
     def close(self) -> None:
         """End the threads and let go of the file. A step that runs is finished; streams then raise ClosedError."""
         self.engine.close()
+        if self._store is not None:
+            self._store.close()
+        if self._draft is not None:
+            self._draft.close()
         self.packed.close()
 
     def __enter__(self) -> Self:
@@ -155,6 +198,15 @@ class Model:
         with self.engine.alone() as stepper:
             return profile(stepper, self.packed, self._cache, rows, depth)
 
+    def explain(self, report: CacheReport) -> str:
+        """In words, how much of a prompt the prefix cache knew, and why not more."""
+        cached = f"{report.num_cached_tokens} tokens cached ({report.from_disk} of them from disk)"
+        if report.reason != "differs":
+            return f"{cached}; {REASONS[report.reason]}"
+        assert report.differs_at is not None and report.expected is not None
+        known = self.detokenize([report.expected], special=True)
+        return f"{cached}; token {report.differs_at} differs from the cached text, which goes on with {known!r}"
+
     def check_integrity(self) -> None:
         """The books of the KV memory balance."""
         self._cache.check_integrity()
@@ -164,19 +216,25 @@ class Model:
         """Blocks that hold nothing, or only what the prefix cache can do without."""
         return self.engine.num_free_blocks
 
-    def _stream(self, ids: list[int], params: SamplingParams, priority: int) -> Stream:
+    def _stream(self, ids: list[int], params: SamplingParams, priority: int, probe: Probe | None) -> Stream:
         self._check_prompt(ids)
         self._check_room(len(ids), params)
+        if probe is not None:
+            probe.check(self.config)
         breakers = self._breakers(params.dry_sequence_breakers) if params.dry_multiplier else []
         engine = self.engine
         request = Request(
             ids, params, Sampler(params, self.config.vocabulary, ids, breakers), self.tokenizer,
             context=self.context,
-            controller=Controller([LookupProposer(engine.session)], engine.costs, params.speculation),
+            controller=Controller(self._proposers(), engine.costs, params.speculation),
             matcher=self._constrainer.matcher(params.constraint, ids[-1]) if params.constraint else None,
-            priority=priority,
+            priority=priority, probe=probe,
         )  # fmt: skip
         return Stream(engine, request, ids)
+
+    def _proposers(self) -> list[Proposer]:
+        lookup = LookupProposer(self.engine.session)
+        return [lookup] if self._draft is None else [lookup, DraftProposer(self._draft)]
 
     def _check_room(self, num_prompt_tokens: int, params: SamplingParams) -> None:
         """Errors: ContextLengthError where prompt and answer do not fit and the policy is not to go on then."""

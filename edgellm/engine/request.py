@@ -15,6 +15,7 @@ from edgellm.engine.speculate import Controller
 from edgellm.engine.stop import StopFinder
 from edgellm.memory.kv import Sequence
 from edgellm.memory.prefix import CacheReport
+from edgellm.model.probe import Observation, Probe
 from edgellm.model.step import Rows
 from edgellm.tokenizer import StreamDecoder, Tokenizer
 
@@ -39,13 +40,14 @@ class Request:
 
     def __init__(
         self, prompt: list[int], params: SamplingParams, sampler: Sampler, tokenizer: Tokenizer, *,
-        context: int, controller: Controller, matcher: Matcher | None, priority: int,
+        context: int, controller: Controller, matcher: Matcher | None, priority: int, probe: Probe | None = None,
     ) -> None:  # fmt: skip
-        self.params, self.sampler, self.priority = params, sampler, priority
+        self.params, self.sampler, self.priority, self.probe = params, sampler, priority, probe
         self.tokens = list(prompt)
         self.ids: list[int] = []  # generated, with the stop token
         self.text = ""
         self.pieces: deque[Piece] = deque()
+        self.observations: deque[Observation] = deque()  # for the probe's callback
         self.finish_reason: FinishReason | None = None
         self.error: BaseException | None = None  # that ended it
         self.is_cancelled = False  # by its reader; the engine ends it at the next opportunity
@@ -102,13 +104,14 @@ class Request:
         samplers = self.sampler.addresses(self._drafted, self._masks() if self._matcher else None)
         return Rows(self.sequence, tokens + self._drafted, wanted, samplers)
 
-    def take(self, rows: Rows, seconds: float) -> None:
-        """Learn what the step of these rows chose."""
+    def take(self, rows: Rows, seconds: float, seen: Observation | None = None) -> None:
+        """Learn what the step of these rows chose, and keep what was seen of it."""
         if self.ids:
             self.decode_seconds += seconds
         else:
             self.prefill_seconds += seconds
         if not rows.logits:
+            self._keep(seen, 0)
             return
         assert self.sequence is not None
         right = 0
@@ -119,6 +122,7 @@ class Request:
         self.num_drafted += len(self._drafted)
         self.num_accepted += right
         new = self.sampler.accept(right + 1)
+        self._keep(seen, right)
         self._controller.update(new)
         for token, logprob in zip(new, logprobs, strict=True):
             if self._matcher is not None:
@@ -132,6 +136,11 @@ class Request:
     def finish(self, reason: FinishReason) -> None:
         if not self.is_over:
             self.finish_reason = reason
+
+    def _keep(self, seen: Observation | None, accepted: int) -> None:
+        if seen is not None and self.probe is not None:
+            seen.num_drafted, seen.num_accepted = len(self._drafted), accepted
+            self.observations.append(seen)
 
     def _draft(self, limit: int) -> list[int]:
         drafted = self._controller.draft(limit)

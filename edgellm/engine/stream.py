@@ -47,6 +47,7 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
         except BaseException:
             self.close()
             raise
+        self._show()
         if piece is None:
             raise StopIteration
         return piece
@@ -61,9 +62,16 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
         except BaseException:
             self.close()
             raise
+        self._show()
         if piece is None:
             raise StopAsyncIteration
         return piece
+
+    def _show(self) -> None:
+        """What the probe saw meanwhile; here, where no step runs, so that the callback may use the model."""
+        probe, seen = self._request.probe, self._request.observations
+        while probe is not None and seen:
+            probe.callback(seen.popleft())
 
     def close(self) -> None:
         """End the answer and free its memory; a step that another thread is in ends first, and frees it there."""

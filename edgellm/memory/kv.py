@@ -2,13 +2,19 @@
 
     arena    uint8 [blocks][block_stride], a block as kernels/ops.py has it: [L][K][keys, values] in bf16 or INT8
 
-A block is one contiguous piece of all layers, so that it can be shared, counted and stored as a whole.
+A block is one contiguous piece of all layers, so that it can be shared, counted and stored as a whole. It is
+
+    free         nobody needs it
+    held         by one sequence or more, which are counted
+    evictable    by none, but the prefix cache knows what is in it: kept until its memory is needed
 """
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.config import ModelConfig
 from edgellm.errors import EdgeLLMError
@@ -26,11 +32,11 @@ def kv_bytes_per_token(config: ModelConfig, dtype: KVDtype) -> int:
 
 
 class KVMemoryError(EdgeLLMError):
-    """No free block is left."""
+    """Sequences hold so many blocks that there are not enough for another."""
 
 
 class KVCache:
-    """An arena of blocks and the list of free ones."""
+    """An arena of blocks and the books about them."""
 
     def __init__(self, config: ModelConfig, num_blocks: int, dtype: KVDtype = "bf16") -> None:
         self.dtype = dtype
@@ -38,9 +44,12 @@ class KVCache:
         self.layer_stride = self.block_stride // config.layers
         self.head_stride = self.layer_stride // config.kv_heads
         self.num_blocks = num_blocks
-        self._arena = aligned_zeros(num_blocks * self.block_stride, np.uint8)
+        self.on_evict: Callable[[int], None] = lambda block: None  # told of a block that was known, and is free now
+        self._arena = aligned_zeros((num_blocks, self.block_stride), np.uint8)
         self._free = deque(range(num_blocks))
-        self._held: set[int] = set()
+        self._evictable: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._counts = [0] * num_blocks  # sequences that hold the block
+        self._known: dict[int, int] = {}  # how many of a block's first tokens the prefix cache knows
 
     @property
     def address(self) -> int:
@@ -48,29 +57,94 @@ class KVCache:
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Blocks that can be had without taking any from a sequence: free and evictable."""
+        return len(self._free) + len(self._evictable)
+
+    @property
+    def num_known(self) -> int:
+        """Blocks that the prefix cache knows."""
+        return len(self._known)
+
+    def block_view(self, block: int) -> NDArray[np.uint8]:
+        """The block's bytes themselves, uint8 [block_stride]."""
+        view: NDArray[np.uint8] = self._arena[block]
+        return view
+
+    def copy_block(self, source: int, target: int) -> None:
+        self._arena[target] = self._arena[source]
+
+    # Who holds a block
 
     def allocate(self) -> int:
-        """The number of a block that was free. Errors: KVMemoryError."""
-        if not self._free:
+        """A block, held once: a free one, or else the evictable one least recently used. Errors: KVMemoryError."""
+        return self.allocate_many(1)[0]
+
+    def allocate_many(self, count: int) -> list[int]:
+        """All of `count` blocks or none. Errors: KVMemoryError."""
+        if count > self.num_free:
             raise KVMemoryError(
-                f"all {self.num_blocks} KV blocks ({self.num_blocks * KV_BLOCK} tokens) are in use; close a stream"
+                f"{count} KV blocks of {KV_BLOCK} tokens are needed, {self.num_free} of {self.num_blocks} are free; "
+                "end a request, or load the model with more kv_memory"
             )
-        block = self._free.popleft()
-        self._held.add(block)
-        return block
+        while len(self._free) < count:
+            self.evict()
+        blocks = [self._free.popleft() for _ in range(count)]
+        for block in blocks:
+            self._counts[block] = 1
+        return blocks
+
+    def share(self, block: int) -> None:
+        """Hold a block that is held or evictable once more."""
+        if self._counts[block] == 0:
+            del self._evictable[block]
+        self._counts[block] += 1
 
     def release(self, block: int) -> None:
-        """Give back an allocated block. It is the next to be reused, while its memory is still warm."""
-        assert block in self._held, block
-        self._held.remove(block)
-        self._free.appendleft(block)
+        """Give back one hold. The last one makes it evictable, as the most recently used, or free."""
+        assert self._counts[block] > 0, block
+        self._counts[block] -= 1
+        if self._counts[block] == 0:
+            if block in self._known:
+                self._evictable[block] = None
+            else:
+                self._free.appendleft(block)  # the next to be reused, while its memory is still warm
+
+    # What the prefix cache knows
+
+    def remember(self, block: int, num_tokens: int) -> None:
+        """The prefix cache knows the first `num_tokens` tokens of a held block."""
+        assert self._counts[block] > 0, block
+        self._known[block] = num_tokens
+
+    def forget(self, block: int) -> None:
+        """The prefix cache doesn't know the block any more."""
+        del self._known[block]
+        if self._counts[block] == 0:
+            del self._evictable[block]
+            self._free.appendleft(block)
+
+    def evict(self) -> bool:
+        """Free the evictable block least recently used; False if there is none."""
+        if not self._evictable:
+            return False
+        block = next(iter(self._evictable))
+        self.forget(block)
+        self.on_evict(block)
+        return True
+
+    def is_owned(self, block: int, num_tokens: int) -> bool:
+        """Whether its only holder may write behind its first `num_tokens` tokens: nobody else needs what is there."""
+        return self._counts[block] == 1 and self._known.get(block, 0) <= num_tokens
 
     def check_integrity(self) -> None:
-        """Every block is either free or held, once."""
-        assert len(self._free) + len(self._held) == self.num_blocks, (len(self._free), len(self._held))
-        assert self._held.isdisjoint(self._free)
-        assert len(set(self._free)) == len(self._free)
+        """Every block is in one state: free, evictable, which are known and not held, or held."""
+        held = {block for block, count in enumerate(self._counts) if count > 0}
+        free, evictable, known = set(self._free), set(self._evictable), set(self._known)
+        assert min(self._counts, default=0) >= 0, self._counts
+        assert len(free) == len(self._free), self._free
+        assert len(free) + len(evictable) + len(held) == self.num_blocks, (free, evictable, held)
+        assert free | evictable | held == set(range(self.num_blocks)), (free, evictable, held)
+        assert known - held == evictable, (known, held, evictable)
 
 
 class Sequence:
@@ -80,23 +154,35 @@ class Sequence:
         self._cache = cache
         self.blocks: list[int] = []
         self.length = 0  # tokens whose keys and values are in the cache
+        self.names: list[bytes] = []  # of the first full blocks: those that the prefix cache knows
 
     def reserve(self, num_tokens: int) -> None:
-        """Make room for `num_tokens` in all. Errors: KVMemoryError, with nothing kept of the new room."""
-        before = len(self.blocks)
-        try:
-            while len(self.blocks) * KV_BLOCK < num_tokens:
-                self.blocks.append(self._cache.allocate())
-        except KVMemoryError:
-            self._shrink(before)
-            raise
+        """Make room for `num_tokens` in all, before those behind `length` are written.
+
+        A last block that others need is replaced by a copy of it:
+
+            length                  v
+            blocks    [ 0..31 ][ 32..40, others' 41..63 ]
+            becomes   [ 0..31 ][ 32..40, room          ][ room ]
+
+        Errors: KVMemoryError, with nothing changed.
+        """
+        index, used = divmod(self.length, KV_BLOCK)
+        copied = used > 0 and num_tokens > self.length and not self._cache.is_owned(self.blocks[index], used)
+        missing = max(0, -(-num_tokens // KV_BLOCK) - len(self.blocks))
+        if not copied and not missing:
+            return
+        fresh = self._cache.allocate_many(copied + missing)
+        if copied:
+            source, self.blocks[index] = self.blocks[index], fresh.pop()
+            self._cache.copy_block(source, self.blocks[index])
+            self._cache.release(source)
+        self.blocks += fresh
 
     def truncate(self, num_tokens: int) -> None:
-        """Forget all but the first `num_tokens` tokens."""
+        """Forget all but the first `num_tokens` tokens; last blocks first, which makes them the first to be evicted."""
         assert num_tokens <= self.length, (num_tokens, self.length)
         self.length = num_tokens
-        self._shrink(-(-num_tokens // KV_BLOCK))
-
-    def _shrink(self, num_blocks: int) -> None:
-        while len(self.blocks) > num_blocks:
+        del self.names[num_tokens // KV_BLOCK :]
+        while len(self.blocks) > -(-num_tokens // KV_BLOCK):
             self._cache.release(self.blocks.pop())

@@ -1,5 +1,7 @@
 """One step of a model: rows in, keys and values into the cache, logits and chosen tokens out."""
 
+import time
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -34,9 +36,10 @@ class Stepper:
         context: int, max_rows: int, max_logit_rows: int,
     ) -> None:  # fmt: skip
         """`max_rows` rows a step at most, `max_logit_rows` of them with logits; positions below `context`."""
-        config = packed.config
+        self.config = config = packed.config
+        self.cache, self.last_seconds = cache, 0.0
         self.max_rows, self.max_logit_rows = max_rows, max_logit_rows
-        self._team, self._cache, self._vocabulary = team, cache, config.vocabulary
+        self._team = team
         self._rope = RopeTable(config, context, packed.vectors.get("rope_factors"))
         self._buffers = Buffers(config, max_rows, max_logit_rows, team.threads, context)
         self._writer = ProgramWriter(library.addresses, packed, self._buffers, cache, self._rope)
@@ -54,11 +57,35 @@ class Stepper:
         """Names of a step's operations, in order."""
         return self._writer.names
 
-    def run(self, batch: Seq[Rows], times: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    @property
+    def residual(self) -> NDArray[np.float32]:
+        """The stream that layers add to, [rows][D], of the step that runs."""
+        return self._buffers.residual
+
+    @property
+    def query(self) -> NDArray[np.float32]:
+        """The queries of the layer that runs, [rows][H*E]."""
+        return self._buffers.query
+
+    def layer_begin(self, layer: int) -> int:
+        """The operation at which a layer begins; L stands for what follows the last."""
+        return 1 if layer == 0 else [at for at, name in enumerate(self.operations) if name == "down"][layer - 1] + 1
+
+    def attention_begin(self, layer: int) -> int:
+        """The operation before which a layer's queries and keys are ready."""
+        return [at for at, name in enumerate(self.operations) if name == "attend"][layer]
+
+    def run(
+        self,
+        batch: Seq[Rows],
+        times: NDArray[np.int64] | None = None,
+        stops: Mapping[int, Callable[[], None]] | None = None,
+    ) -> NDArray[np.float32]:
         """Compute all rows; returns logits float32 [logit rows][V], valid until the next step.
 
         The keys and values of the rows are appended to their sequences, which must have room reserved. `times` int64
-        [operations + 1] takes when each operation began and the last ended, in ticks of the processor's clock.
+        [operations + 1] takes when each operation began and the last ended, in ticks of the processor's clock. `stops`
+        are called when all operations before the one of that number have ended.
         """
         row = num_logits = num_spans = 0
         for number, rows in enumerate(batch):
@@ -76,26 +103,47 @@ class Stepper:
                 num_logits += 1
             row += count
             self._rope.ensure(start + count)
-        self._walk(row, num_logits, num_spans, times)
+        self._walk(row, num_logits, num_spans, times, stops or {})
         for rows in batch:
             rows.sequence.length += len(rows.tokens)
-        return self._buffers.logits[:num_logits, : self._vocabulary]
+        return self._buffers.logits[:num_logits, : self.config.vocabulary]
 
     def close(self) -> None:
         """Forget the model's memory, so that its file can be unmapped."""
         del self._writer, self._program
 
-    def _walk(self, num_rows: int, num_logits: int, num_spans: int, times: NDArray[np.int64] | None) -> None:
+    def unembed(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits [R][V] of hidden states [R][D], at most as many as rows with logits: the last norm and the head."""
+        count = len(hidden)
+        self._buffers.residual[:count] = hidden
+        self._logit_rows[:count], self._samplers[:count] = np.arange(count), 0
+        step = self._step_record(count, count, 0)
+        self._team.run(self._program[self.layer_begin(self.config.layers) :], address(step))
+        return self._buffers.logits[:count, : self.config.vocabulary].copy()
+
+    def _walk(
+        self, num_rows: int, num_logits: int, num_spans: int, times: NDArray[np.int64] | None,
+        stops: Mapping[int, Callable[[], None]],
+    ) -> None:  # fmt: skip
         assert 0 < num_rows <= self.max_rows, num_rows
         assert num_logits <= self.max_logit_rows, num_logits
-        step = ops.STEP.pack(
+        step, begin, started = self._step_record(num_rows, num_logits, num_spans), 0, time.perf_counter()
+        for end in (*sorted(stops), len(self._program)):
+            self._team.run(self._program[begin:end], address(step), None if times is None else times[begin:])
+            if end in stops:
+                stops[end]()
+            begin = end
+        self.last_seconds = time.perf_counter() - started
+
+    def _step_record(self, num_rows: int, num_logits: int, num_spans: int) -> NDArray[np.int64]:
+        return ops.STEP.pack(
             rows=num_rows,
             tokens=address(self._tokens),
             positions=address(self._positions),
             sequences=address(self._sequences),
             tables=address(self._tables),
             table_stride=self._table_stride,
-            kv=self._cache.address,
+            kv=self.cache.address,
             spans=address(self._spans),
             span_count=num_spans,
             split=int(num_rows <= ops.SPLIT_ROWS),
@@ -104,4 +152,3 @@ class Stepper:
             logit_rows=address(self._logit_rows),
             samplers=address(self._samplers),
         )
-        self._team.run(self._program, address(step), times)

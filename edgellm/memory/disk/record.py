@@ -9,7 +9,7 @@ All numbers are little-endian. A record is a multiple of 64 bytes long, so that 
     16         block_bytes   uint64, bytes of the payload
     24         checksum      16 bytes, of the payload
     40         name          32 bytes
-    72         parent        32 bytes, the name of the block before it, or zeros
+    72         parent        32 bytes, the name of the block before it, or of the root of all texts
     104        model         32 bytes, identity of the model file and the KV format
     136        text          32 bytes, hash of all tokens up to the block's end, without the model
     168        tokens        int32 [MAX_TOKENS], zeros behind num_tokens

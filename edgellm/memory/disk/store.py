@@ -118,7 +118,7 @@ class BlockStore:
         """Store a copy of a block, in the background; it is dropped rather than waited for.
 
         name     HASH_BYTES: of the model, the KV format and all tokens up to the block's end
-        parent   name of the block before it, or zeros
+        parent   name of the block before it, or what the first blocks of all texts have in its place
         tokens   1 to 32 ids
         data     block_bytes, contiguous
         text     HASH_BYTES: of all tokens up to the block's end, whatever the model
@@ -139,7 +139,7 @@ class BlockStore:
             return self._index.find(name) is not None
 
     def children(self, parent: bytes) -> list[tuple[bytes, tuple[int, ...]]]:
-        """Name and tokens of the stored blocks that follow a block, or that begin a text if parent is zeros."""
+        """Name and tokens of the stored blocks that follow a block, or begin texts, see `put`."""
         self._begin_after_fork()
         with self._index.lock:
             return [(stored.header.name, stored.header.tokens) for stored in self._index.children(parent)]

@@ -1,0 +1,48 @@
+"""Keys and values without a model: what a token leaves in its slot depends on all tokens up to it, as in a model."""
+
+import hashlib
+from collections.abc import Sequence as Seq
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.config import ModelConfig
+from edgellm.kernels.ops import KV_BLOCK
+from edgellm.memory.kv import KVCache, Sequence, kv_bytes_per_token
+
+CONFIG = ModelConfig(
+    architecture="llama", layers=1, width=32, heads=1, kv_heads=1, head_size=32, ffn_width=32, vocabulary=100,
+    context=512, rope_theta=1e4, rope_size=32, rope_scale=1.0, norm_epsilon=1e-5, tied_head=True,
+)  # fmt: skip
+SLOT = kv_bytes_per_token(CONFIG, "bf16")
+BLOCK_BYTES = KV_BLOCK * SLOT
+
+
+def slots_of(tokens: Seq[int]) -> NDArray[np.uint8]:
+    """What a text's tokens leave behind, [T][SLOT]."""
+    text = hashlib.sha256()
+    slots = []
+    for token in tokens:
+        text.update(b"%d " % token)
+        slots.append(np.frombuffer(text.digest() * (SLOT // 32), np.uint8))
+    return np.array(slots, np.uint8).reshape(len(tokens), SLOT)
+
+
+def slot(cache: KVCache, sequence: Sequence, position: int) -> NDArray[np.uint8]:
+    return cache.block_view(sequence.blocks[position // KV_BLOCK]).reshape(KV_BLOCK, SLOT)[position % KV_BLOCK]
+
+
+def step(cache: KVCache, sequence: Sequence, tokens: Seq[int], end: int | None = None) -> None:
+    """Compute tokens[:end] behind what the sequence holds of them, as a step of a model does."""
+    end = len(tokens) if end is None else end
+    sequence.reserve(end)
+    slots = slots_of(tokens)
+    for position in range(sequence.length, end):
+        slot(cache, sequence, position)[:] = slots[position]
+    sequence.length = end
+
+
+def holds(cache: KVCache, sequence: Sequence, tokens: Seq[int]) -> bool:
+    """Whether what the sequence holds is what the tokens leave behind, to their end or the sequence's."""
+    slots = slots_of(tokens)
+    return all(np.array_equal(slot(cache, sequence, i), slots[i]) for i in range(min(sequence.length, len(tokens))))
