@@ -7,12 +7,18 @@ def summary(stream: Stream) -> str:
     """Usage and timings on a line."""
     usage, timings = stream.usage, stream.timings
     parts = [f"{usage.num_prompt_tokens} + {usage.num_completion_tokens} tokens"]
+    if usage.num_cached_tokens:
+        parts.append(f"{usage.num_cached_tokens} of them cached")
+    if usage.num_dropped_tokens:
+        parts.append(f"{usage.num_dropped_tokens} dropped")
     if timings.first_token_ms is not None:
         parts.append(f"first after {timings.first_token_ms:.0f} ms")
     if timings.prefill_tokens_per_second is not None:
         parts.append(f"prefill {timings.prefill_tokens_per_second:.0f} tokens/s")
     if timings.decode_tokens_per_second is not None:
         parts.append(f"decode {timings.decode_tokens_per_second:.1f} tokens/s")
+    if usage.num_drafted_tokens:
+        parts.append(f"{usage.num_accepted_tokens} of {usage.num_drafted_tokens} drafted tokens right")
     return "[" + ", ".join(parts) + "]"
 
 

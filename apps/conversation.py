@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from edgellm import Model, SamplingParams
-from edgellm.apps.answer import filled_context
+from edgellm.apps.answer import filled_context, summary
 from edgellm.apps.terminal import INTERRUPTED, interrupt_closes, note, one_line, write_text
 from edgellm.errors import ContextLengthError, EdgeLLMError
 
@@ -23,8 +23,8 @@ _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 class Conversation:
     """Messages so far, and the model that answers. A question that failed is not kept, so that one can go on."""
 
-    def __init__(self, model: Model, params: SamplingParams, system: str | None) -> None:
-        self._model, self._params, self._system = model, params, system
+    def __init__(self, model: Model, params: SamplingParams, system: str | None, *, timings: bool) -> None:
+        self._model, self._params, self._system, self._timings = model, params, system, timings
         self._messages: list[dict[str, str]] = []
         self.exit_code = 0  # of the last error or interruption
 
@@ -64,6 +64,8 @@ class Conversation:
             for piece in stream:
                 write_text(piece.text)
         write_text("\n")
+        if self._timings:
+            sys.stderr.write(f"{summary(stream)}\n")
         if stream.finish_reason == "cancelled":
             self.exit_code = INTERRUPTED
         if stream.text or stream.finish_reason != "cancelled":

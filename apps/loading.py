@@ -24,10 +24,10 @@ def load_kernels(isa: str | None = None) -> jit.Library:
 
 
 def load(path: Path, args: Namespace, **options: Any) -> edgellm.Model:
-    """Open a packed file as the options that commands share say, and `options` of edgellm.load. Errors: as there."""
-    shared = {"threads": args.threads, "kv_cache_dtype": args.kv_cache_dtype}
+    """Open a packed file as the options that commands share say, after `options` of edgellm.load."""
+    shared = {"threads": args.threads, "kv_cache_dtype": args.kv_cache_dtype, "kv_memory": args.kv_memory}
     with StatusLine() as line:
-        return edgellm.load(path, progress=_compiling(line), **shared, **options)
+        return edgellm.load(path, progress=_compiling(line), **(shared | options))
 
 
 def _compiling(line: StatusLine) -> jit.Progress:

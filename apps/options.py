@@ -3,10 +3,13 @@
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ActionsContainer
 
 from edgellm import SamplingParams
+from edgellm.engine.constrain import Constraint
+from edgellm.engine.params import CONTEXT_POLICIES, SPECULATION
 from edgellm.errors import OptionError
 from edgellm.kernels.layouts import LAYOUTS
 from edgellm.memory.kv import KV_DTYPES
 
+SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 MODEL_HELP = "name of a model (see `edgellm models`), a packed file, or a GGUF file"
 
 
@@ -22,10 +25,17 @@ def add_machine_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--kv-cache-dtype", choices=KV_DTYPES, default=KV_DTYPES[0], help="keys and values (default: %(default)s)"
     )
+    parser.add_argument(
+        "--kv-memory", type=_size, metavar="SIZE", help="memory for keys and values of all texts, e.g. 512M or 2G"
+    )
 
 
 def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
+
+
+def add_timings(parser: ArgumentParser) -> None:
+    parser.add_argument("--timings", action="store_true", help="say how long it took, even where nobody watches")
 
 
 def add_layout(parser: ArgumentParser) -> None:
@@ -65,7 +75,7 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     _add_number(group, "--mirostat-eta", "how quickly Mirostat adapts", 0.1)
     group.add_argument(
         "--sampler-order",
-        type=_names,
+        type=comma_separated,
         default=SamplingParams.sampler_order,
         metavar="NAMES",
         help=f"samplers in order, those left out are off (default: {','.join(SamplingParams.sampler_order)})",
@@ -82,9 +92,24 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; repeatable"
     )
+    group.add_argument(
+        "--speculation",
+        choices=SPECULATION,
+        default=SamplingParams.speculation,
+        help="draft tokens ahead, which never changes the text (default: %(default)s, where it is faster)",
+    )
+    group.add_argument(
+        "--context-policy",
+        choices=CONTEXT_POLICIES,
+        default=SamplingParams.context_policy,
+        help="what does not fit the context is refused, cut short, or makes older text leave (default: %(default)s)",
+    )
+    group.add_argument(
+        "--context-keep", type=int, default=0, metavar="N", help="shift: the first N tokens stay (default: 0)"
+    )
 
 
-def sampling_params(args: Namespace) -> SamplingParams:
+def sampling_params(args: Namespace, constraint: Constraint | None = None) -> SamplingParams:
     """Errors: OptionError."""
     return SamplingParams(
         max_tokens=args.max_tokens,
@@ -111,6 +136,10 @@ def sampling_params(args: Namespace) -> SamplingParams:
         seed=args.seed,
         logit_bias=dict(args.logit_bias),
         stop=tuple(args.stop),
+        constraint=constraint,
+        speculation=args.speculation,
+        context_policy=args.context_policy,
+        context_keep=args.context_keep,
     )
 
 
@@ -121,6 +150,10 @@ def at_least(lowest: int, option: str, value: int) -> int:
     return value
 
 
+def comma_separated(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
 def _add_number(group: _ActionsContainer, option: str, meaning: str, default: float) -> None:
     group.add_argument(option, type=float, default=default, metavar="X", help=f"{meaning} (default: {default:g})")
 
@@ -129,8 +162,13 @@ def _add_last_n(group: _ActionsContainer, option: str, meaning: str) -> None:
     group.add_argument(option, type=int, default=-1, metavar="N", help=f"{meaning} (default: -1, the whole text)")
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
+def _size(text: str) -> int:
+    """Bytes; K, M and G are powers of 1024."""
+    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        return int(float(number) * SIZE_UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise ArgumentTypeError(f"{text!r} is not a size in bytes, e.g. 512M or 2G") from None
 
 
 def _bias(text: str) -> tuple[int, float]:

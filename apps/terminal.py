@@ -7,6 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Protocol, Self
 
@@ -53,6 +54,14 @@ def one_line(text: str) -> str:
 def read_stdin() -> str:
     """All of standard input, exactly. Errors: UsageError where it is not UTF-8."""
     return decode(sys.stdin.buffer.read(), "standard input")
+
+
+def read_text(path: Path) -> str:
+    """A whole file. Errors: UsageError where it cannot be read or is not UTF-8."""
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); check the path") from error
 
 
 def decode(data: bytes, what: str) -> str:

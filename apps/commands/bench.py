@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm import Model
+from edgellm.apps.engine_bench import table
 from edgellm.apps.loading import find, load, load_kernels
 from edgellm.apps.measurement import Course, Speed, bytes_per_token, median_speed, peak_rss_bytes
 from edgellm.apps.options import MODEL_HELP, add_json, add_machine_options, at_least
@@ -33,6 +34,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--against", type=Path, metavar="FILE.gguf", help="measure llama.cpp on this file as well, in turn with edgellm"
     )
+    parser.add_argument(
+        "--engine",
+        action="store_true",
+        help="measure what the engine does for requests instead: cached prefixes, speculation, company, constraints",
+    )
     parser.add_argument("--profile", action="store_true", help="show where the time of a step goes, too")
     add_machine_options(parser)
     add_json(parser)
@@ -43,6 +49,8 @@ def main(args: Namespace) -> int:
     at_least(2, "--generate", args.generate)
     at_least(1, "--repeat", args.repeat)
     path = find(args.model)
+    if args.engine:
+        return _engine(path, args)
     header, context = open_header(path), args.prompt + args.generate
     if context > header.config.context:
         raise OptionError(
@@ -56,6 +64,18 @@ def main(args: Namespace) -> int:
         write_json(facts)
     else:
         _show(facts)
+    return 0
+
+
+def _engine(path: Path, args: Namespace) -> int:
+    for option, given in (("--against", args.against is not None), ("--profile", args.profile)):
+        if given:
+            raise OptionError(f"{option} has no place beside --engine; leave one of them out")
+    facts = table.measure(path, args)
+    if args.json:
+        write_json(facts)
+    else:
+        table.show(facts)
     return 0
 
 

@@ -8,7 +8,7 @@ from edgellm.apps import perplexity
 from edgellm.apps.loading import find, load
 from edgellm.apps.options import MODEL_HELP, add_json, add_machine_options, at_least
 from edgellm.apps.progress import bar
-from edgellm.apps.terminal import decode, write_json
+from edgellm.apps.terminal import read_text, write_json
 from edgellm.errors import OptionError, UsageError
 
 
@@ -33,7 +33,7 @@ def main(args: Namespace) -> int:
     at_least(2, "--context", args.context)
     if not 1 <= args.stride < args.context:
         raise OptionError(f"--stride {args.stride} is not in 1..{args.context - 1}, below --context {args.context}")
-    text = _read(args.text)
+    text = read_text(args.text)
     with load(find(args.model), args, context=args.context) as model:
         ids = model.tokenize(text)[: args.tokens]
         if len(ids) < 2:
@@ -55,10 +55,3 @@ def main(args: Namespace) -> int:
     else:
         sys.stdout.write(f"perplexity {found.perplexity:.4f}, loss {found.mean_loss:.5f} over {found.tokens} tokens\n")
     return 0
-
-
-def _read(path: Path) -> str:
-    try:
-        return decode(path.read_bytes(), str(path))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); check the path") from error

@@ -6,8 +6,16 @@ from dataclasses import asdict
 
 from edgellm import Model, SamplingParams, Stream
 from edgellm.apps.answer import filled_context, summary
+from edgellm.apps.constraints import add_constraint_options, constraint
 from edgellm.apps.loading import find, load
-from edgellm.apps.options import MODEL_HELP, add_engine_options, add_json, add_sampling_options, sampling_params
+from edgellm.apps.options import (
+    MODEL_HELP,
+    add_engine_options,
+    add_json,
+    add_sampling_options,
+    add_timings,
+    sampling_params,
+)
 from edgellm.apps.terminal import INTERRUPTED, interrupt_closes, note, read_stdin, write_json, write_text
 from edgellm.errors import OptionError, UsageError
 
@@ -26,12 +34,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_engine_options(parser)
     add_sampling_options(parser)
-    parser.add_argument("--timings", action="store_true", help="say how long it took, even where nobody watches")
+    add_constraint_options(parser)
+    add_timings(parser)
     add_json(parser)
 
 
 def main(args: Namespace) -> int:
-    params = sampling_params(args)
+    params = sampling_params(args, constraint(args))
     if args.raw and args.system is not None:
         raise OptionError("--raw takes the prompt as it is, so --system has no place in it; leave one of them out")
     prompt = _prompt(args)

@@ -104,3 +104,8 @@ def test_the_default_model_is_the_one_that_pull_gets(run: Run) -> None:
     found = run("chat", stdin=b"Hi\n")
     assert found.code == 2
     assert "smollm2-135m-instruct" in found.err and "edgellm pull" in found.err
+
+
+def test_timings_follow_every_answer(run: Run, tiny: str) -> None:
+    found = run("chat", tiny, *N, "--timings", stdin=b"One\nTwo\n")
+    assert found.code == 0 and found.err.count("decode") == 2

@@ -10,7 +10,7 @@ import pytest
 import edgellm
 from edgellm import Model, Piece, SamplingParams, Stream
 from edgellm.apps.answer import filled_context
-from edgellm.apps.options import add_sampling_options, sampling_params
+from edgellm.apps.options import add_engine_options, add_sampling_options, sampling_params
 from tests.apps.conftest import Run
 
 QUESTION = [{"role": "user", "content": "Hi there"}]
@@ -51,6 +51,7 @@ def test_every_sampling_option_arrives() -> None:
     options += " --typical-p 0.8 --xtc-threshold 0.2 --xtc-probability 0.5 --penalty-last-n 64 --dry-multiplier 0.8"
     options += " --dry-base 1.5 --dry-allowed-length 3 --dry-penalty-last-n 100 --dry-sequence-breaker a"
     options += " --dry-sequence-breaker b --mirostat 2 --mirostat-tau 4 --mirostat-eta 0.2 --sampler-order top_p,top_k"
+    options += " --speculation off --context-policy shift --context-keep 9"
     assert sampling_params(parser.parse_args(options.split())) == SamplingParams(
         max_tokens=30,
         temperature=1.5,
@@ -76,6 +77,9 @@ def test_every_sampling_option_arrives() -> None:
         seed=7,
         logit_bias={5: 2.0, 6: -1.5},
         stop=("zq", "b"),
+        speculation="off",
+        context_policy="shift",
+        context_keep=9,
     )
 
 
@@ -170,3 +174,29 @@ def test_interrupt_while_loading(run: Run, tiny: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(edgellm, "load", load)
     found = run("run", tiny, "-p", "Hi")
     assert (found.code, found.out, found.err) == (130, "", "")
+
+
+def test_kv_memory_is_a_size(run: Run, tiny: str) -> None:
+    parser = ArgumentParser()
+    add_engine_options(parser)
+    sizes = {"512M": 512 << 20, "2G": 2 << 30, "1.5k": 1536, "7": 7}
+    for text, expected in sizes.items():
+        assert parser.parse_args(["--kv-memory", text]).kv_memory == expected
+    too_little = run("run", tiny, "-p", "Hi", "--kv-memory", "1K")
+    assert (too_little.code, too_little.out) == (2, "") and "kv_memory 1024" in too_little.err
+    for text in ("much", "1T", "", "G", "nan"):
+        assert run("run", tiny, "-p", "Hi", "--kv-memory", text).code == 2
+
+
+def test_a_full_context_shifts_where_it_is_asked_to(run: Run, tiny: str) -> None:
+    shift = ("--context", "40", "--context-policy", "shift", "--raw", "-n", "60", "--json", *LONG)
+    found = json.loads(run("run", tiny, "-p", "0123456789", *shift).out)
+    assert len(found["ids"]) == 60 and found["usage"]["num_dropped_tokens"] > 0
+    refused = run("run", tiny, "-p", "0123456789", "--context", "40", "--raw", "-n", "60")
+    assert refused.code == 2 and "the answer up to 60" in refused.err
+
+
+def test_timings_tell_of_drafts(run: Run, tiny: str) -> None:
+    says_x = ("--logit-bias", "90=1000", "-n", "40", "--timings", "-p", "Hi")
+    assert "drafted tokens right" in run("run", tiny, *says_x, "--speculation", "on").err
+    assert "drafted" not in run("run", tiny, *says_x, "--speculation", "off").err

@@ -1,0 +1,45 @@
+"""The first token: of a short prompt, and of a long one whose beginning is in the prefix cache."""
+
+import inspect
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import edgellm
+from edgellm.apps.engine_bench.bench import Bench, Figure, median, ratio
+
+PROMPT, FRESH = 2000, 10  # tokens of a long prompt, and at its end those that differ from what is cached
+SHORT_PROMPT = 100
+
+
+def first_token_100_ms(bench: Bench) -> Figure:
+    return median(bench.first_token_seconds(bench.prompt(SHORT_PROMPT)) * 1e3 for _ in range(bench.repeat))
+
+
+def cached_memory_speedup(bench: Bench) -> Figure:
+    """Every prompt is asked twice, the second time with another end."""
+    unseen, cached = [], []
+    for _ in range(bench.repeat):
+        prompt = bench.prompt(PROMPT)
+        unseen.append(bench.first_token_seconds(prompt))
+        cached.append(bench.first_token_seconds(prompt[:-FRESH] + bench.prompt(FRESH)))
+    return ratio(unseen, cached, unit="seconds")
+
+
+def can_cache_on_disk() -> bool:
+    return "prefix_cache" in inspect.signature(edgellm.load).parameters
+
+
+def cached_disk_speedup(bench: Bench) -> Figure:
+    """The model is closed in between, and opened again on the same folder."""
+    prompts = [bench.prompt(PROMPT) for _ in range(bench.repeat)]
+    unseen, cached = [], []
+    with TemporaryDirectory(prefix="edgellm-bench-") as folder:
+        with bench.load(prefix_cache=Path(folder)) as model:
+            for prompt in prompts:
+                bench.first_token_seconds(prompt, model)
+        with bench.load(prefix_cache=Path(folder)) as model:
+            bench.first_token_seconds(bench.prompt(SHORT_PROMPT), model)
+            for prompt in prompts:
+                unseen.append(bench.first_token_seconds(bench.prompt(PROMPT), model))
+                cached.append(bench.first_token_seconds(prompt[:-FRESH] + bench.prompt(FRESH), model))
+    return ratio(unseen, cached, unit="seconds")
