@@ -103,6 +103,10 @@ def _command(name: str) -> Command:
             from edgellm.apps.commands import models
 
             return models
+        case "cache":
+            from edgellm.apps.commands import cache
+
+            return cache
         case "pull":
             from edgellm.apps.commands import pull
 

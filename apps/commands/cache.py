@@ -4,10 +4,9 @@ import json
 import sys
 import time
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from pathlib import Path
 from typing import Any
 
-from edgellm import Model, Stream
+from edgellm.apps.kept import last_report, prefix_folder
 from edgellm.apps.tables import size, write_table
 from edgellm.apps.terminal import write_json
 from edgellm.engine.identity import identity
@@ -15,26 +14,13 @@ from edgellm.errors import EdgeLLMError
 from edgellm.memory.disk.folder import ModelUsage, clear_folder, describe_folder
 from edgellm.memory.kv import KV_DTYPES
 from edgellm.packed import open_packed
-from edgellm.store import Store, cache_folder
+from edgellm.store import Store
 
 ACTIONS = {
     "show": "what is kept, by model; the default",
     "clear": "remove all of it",
     "why": "what the last prompt found, and why not more",
 }
-
-
-def prefix_folder() -> Path:
-    """Where the commands keep prefixes."""
-    return cache_folder() / "prefixes"
-
-
-def remember_report(model: Model, stream: Stream) -> None:
-    """Keep for `edgellm cache why` what the prefix cache knew of a prompt."""
-    if stream.cache_report is not None and prefix_folder().is_dir():
-        told = {"model": model.name, "time": time.time(), "prompt_tokens": len(stream.prompt_ids)}
-        told |= {"cached_tokens": stream.usage.num_cached_tokens, "reason": stream.cache_report.reason}
-        _last_report().write_text(json.dumps(told | {"why": model.explain(stream.cache_report)}))
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -73,7 +59,7 @@ def _show(*, as_json: bool) -> None:
 
 def _clear(*, as_json: bool) -> None:
     freed = clear_folder(prefix_folder()) if prefix_folder().is_dir() else 0
-    _last_report().unlink(missing_ok=True)
+    last_report().unlink(missing_ok=True)
     if as_json:
         write_json({"freed_bytes": freed})
     else:
@@ -82,21 +68,17 @@ def _clear(*, as_json: bool) -> None:
 
 def _why(*, as_json: bool) -> None:
     try:
-        told: dict[str, Any] = json.loads(_last_report().read_text())
+        told: dict[str, Any] = json.loads(last_report().read_text())
     except FileNotFoundError:
         raise EdgeLLMError(
             "no prompt was answered with the cache yet; ask with `edgellm run` or `edgellm chat`"
         ) from None
     except ValueError as error:
-        raise EdgeLLMError(f"{_last_report()} cannot be read ({error}); the next prompt writes it anew") from error
+        raise EdgeLLMError(f"{last_report()} cannot be read ({error}); the next prompt writes it anew") from error
     if as_json:
         write_json(told)
     else:
         sys.stdout.write(f"{told['model']}, prompt of {told['prompt_tokens']} tokens: {told['why']}\n")
-
-
-def _last_report() -> Path:
-    return cache_folder() / "last-prompt.json"
 
 
 def _model_names() -> dict[bytes, str]:
