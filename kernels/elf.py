@@ -33,6 +33,7 @@ _SYMBOL = np.dtype(
     [("name", "u4"), ("info", "u1"), ("other", "u1"), ("section", "u2"), ("value", "i8"), ("size", "u8")]
 )
 _RELOCATION = np.dtype([("offset", "i8"), ("kind", "u4"), ("symbol", "u4"), ("addend", "i8")])
+_HEADER_BYTES = 64
 _RELOCATABLE, _X86_64 = 1, 62  # a file's type and machine
 _PROGBITS, _SYMTAB, _RELA, _NOBITS = 1, 2, 4, 8  # types of sections
 _WRITE, _ALLOC = 1, 2  # flags of sections
@@ -74,7 +75,11 @@ class Image:
 
 def _tables(code: bytes) -> tuple[NDArray[Any], NDArray[Any], dict[int, str]]:
     """Sections and symbols of a file, and the names of the symbols that other files may see."""
-    if code[:6] != b"\x7fELF\x02\x01" or struct.unpack_from("<HH", code, 16) != (_RELOCATABLE, _X86_64):
+    if (
+        code[:6] != b"\x7fELF\x02\x01"
+        or len(code) < _HEADER_BYTES
+        or struct.unpack_from("<HH", code, 16) != (_RELOCATABLE, _X86_64)
+    ):
         raise KernelError("the compiled kernels are no ELF object for x86-64; remove the kernel cache and try again")
     (start,), (count,) = struct.unpack_from("<Q", code, 40), struct.unpack_from("<H", code, 60)
     sections = np.frombuffer(code, _SECTION, count, start)
