@@ -131,12 +131,12 @@ def test_code_cannot_be_written_nor_data_run() -> None:
 
 
 RETURNS = "define i64 @entry(i64 %x) { ret i64 %x }"
-VARIABLE = """
-    @environ = external global i64
-    define i64 @entry(i64 %x) {
+READS = """
+    @environ = {} global i64 {}
+    define i64 @entry(i64 %x) {{
         %y = load i64, ptr @environ
         ret i64 %y
-    }"""
+    }}"""
 ABSENT = """
     declare i64 @no_such_function(i64)
     define i64 @entry(i64 %x) {
@@ -152,7 +152,8 @@ ABSENT = """
         (lambda: b"no object at all, though long enough to have a header of 64 bytes", "no ELF object"),
         (lambda: compiled(RETURNS, "aarch64-unknown-linux-gnu"), "no ELF object for x86-64"),
         (lambda: compiled(ABSENT), "no_such_function"),
-        (lambda: compiled(VARIABLE), "unknown kind"),
+        (lambda: compiled(READS.format("external dso_local", "")), "unknown kind"),  # of C, as if it lay near
+        (lambda: compiled(READS.format("weak", "0")), "unknown kind"),  # by a table of addresses
     ],
 )
 def test_what_it_does_not_know_is_refused(code: Callable[[], bytes], message: str) -> None:
