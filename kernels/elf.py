@@ -1,7 +1,7 @@
 """Puts compiled kernels into memory: a loader of ELF object files for x86-64 Linux.
 
 It knows what compile.py emits: code, constants, zeros, three kinds of relocation and calls of C functions. LLVM's own
-linker takes any object, and importing it costs every process 50 MB.
+linker takes any object, and costs every process 50 MB.
 
     image   [ code and constants | stubs ][ what is written to ]      each on pages of its own
               executable                    not executable
@@ -57,10 +57,8 @@ class Image:
             if sections[index]["type"] == _PROGBITS:
                 content = _content(code, sections[index], np.dtype(np.uint8))
                 bytes_[place : place + len(content)] = content
-        section_places = np.full(1 << 16, -1)  # of every number that a symbol may carry; -1 for what is not in memory
-        section_places[list(places)] = list(places.values())
-        known = section_places[symbols["section"]]
-        targets = np.where(known < 0, -1, base + known + symbols["value"])  # addresses, [symbols]
+        known = np.array([places.get(section, -1) for section in symbols["section"].tolist()])
+        targets = np.where(known < 0, -1, base + known + symbols["value"])  # [symbols] addresses; -1: not in memory
         for place, (index, name) in zip(range(stubs, written, _STUB), undefined.items(), strict=False):
             stub = _JUMP + struct.pack("<q", _c_function(name))
             bytes_[place : place + len(stub)] = np.frombuffer(stub, np.uint8)

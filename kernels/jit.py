@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -31,7 +32,7 @@ ENTRY_POINTS = ("attend", "combine", "embed", "follow", "lead", "matmul", "norm"
 
 
 class LLVMImage:
-    """An object file in memory, put there by LLVM: for systems that elf.py does not know."""
+    """An object file in memory, put there by LLVM: for systems and objects that elf.py does not know."""
 
     def __init__(self, code: bytes) -> None:
         """Errors: KernelError where the object file does not link."""
@@ -58,13 +59,22 @@ class Library:
     def __init__(self, target: Target, code: bytes) -> None:
         """Errors: KernelError where the object file does not link."""
         self.target = target
-        self._code = elf.Image(code) if elf.RUNS_HERE else LLVMImage(code)
-        self.addresses = {name: self._code.addresses[name] for name in ENTRY_POINTS}
+        self._image = _image(code)
+        self.addresses = {name: self._image.addresses[name] for name in ENTRY_POINTS}
 
     def entry(self, name: str) -> Entry:
         """An entry point, callable from Python without the GIL."""
         function: Entry = ENTRY_TYPE(self.addresses[name])
         return function
+
+
+def _image(code: bytes) -> elf.Image | LLVMImage:
+    if elf.RUNS_HERE:
+        try:
+            return elf.Image(code)
+        except KernelError as error:
+            logging.getLogger(__name__).warning("%s; LLVM links them, which costs 50 MB", error)
+    return LLVMImage(code)
 
 
 def load(cache: Path, *, isa: str | None = None, progress: Progress | None = None) -> Library:

@@ -153,6 +153,6 @@ def test_instruction_sets_do_not_change_a_bit(
 def test_the_linker_does_not_change_a_bit(
     kernel_cache: Path, packed: PackedModel, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(elf, "RUNS_HERE", False)  # so that LLVM links, as it does on systems that elf.py does not know
+    monkeypatch.setattr(elf, "RUNS_HERE", False)  # as on systems that elf.py does not know: LLVM links
     with stepper(jit.load(kernel_cache), packed) as run:
         assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)

@@ -1,4 +1,4 @@
-"""A warm start knows the processor and links the kernels without LLVM."""
+"""Kernels from the cache: a warm start knows the processor and links the kernels without LLVM."""
 
 import subprocess
 import sys
@@ -36,3 +36,12 @@ def test_another_processor_is_asked_again(kernel_cache: Path, tmp_path: Path, mo
         path.write_bytes(path.read_bytes()[:-1])
     assert jit.load(tmp_path).target == host_target()
     assert asked[2:] == ["flags: avx512f"], "a damaged file counts for nothing"
+
+
+def test_llvm_links_what_the_loader_refuses(
+    kernel_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(elf, "_CALL", 99)
+    assert isinstance(jit.load(kernel_cache)._image, jit.LLVMImage)
+    (message,) = caplog.messages
+    assert "unknown kind" in message and "LLVM links them" in message
