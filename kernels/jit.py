@@ -106,11 +106,23 @@ def _host(cache: Path) -> Target:
     known = _read(path)
     if known is not None:
         return Target(**json.loads(known))
-    host = host_target()
+    host = _ask_for_host()
     with contextlib.suppress(OSError):  # a folder that we may only read
         cache.mkdir(parents=True, exist_ok=True)
         _write(path, json.dumps(asdict(host)).encode())
     return host
+
+
+def _ask_for_host() -> Target:
+    """`host_target()`, in a process of its own, which takes LLVM's memory with it."""
+    if getattr(sys, "frozen", False):
+        return host_target()
+    command = [sys.executable, "-P", "-c", "from edgellm.kernels import targets; targets.write_host()"]
+    try:
+        return Target(**json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise KernelError(f"the processor cannot be asked for what it has: {last[0]}") from error
 
 
 def _path(cache: Path, target: Target) -> Path:

@@ -1,8 +1,10 @@
 """Machines that kernels are compiled for: a processor, its instruction sets, and what follows from them."""
 
 import itertools
+import json
 import platform
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,6 +80,11 @@ def host_target() -> Target:
     # LLVM would split 512-bit vectors in two on processors that it believes clock down.
     flags = [("+" if on else "-") + name for name, on in sorted(features.items()) if name != "prefer-256-bit"]
     return Target(isa, triple, llvm.get_host_cpu_name(), ",".join(flags))
+
+
+def write_host() -> None:
+    """`host_target()` as JSON to standard output, for a process that does not want LLVM in its memory."""
+    sys.stdout.write(json.dumps(asdict(host_target())))
 
 
 def processor_description() -> str | None:
