@@ -98,7 +98,7 @@ def is_cached(cache: Path, *, isa: str | None = None) -> bool:
 
 
 def _host(cache: Path) -> Target:
-    """`host_target()`, from the cache if it holds this processor: asking LLVM costs 50 MB and 60 ms."""
+    """`host_target()`, from the cache if it holds this processor: asking LLVM costs 50 MB."""
     description = processor_description()
     if description is None or not elf.RUNS_HERE:
         return host_target()
