@@ -88,7 +88,7 @@ class _Context(cpu.CPUContext):
         return unique.append
 
 
-def _install(target: Target) -> _Context:
+def install(target: Target) -> _Context:
     """Make `target` the only CPU target of this process."""
     # Tiles are tuples of registers, indexed by loops that must be unrolled whole: LLVM's own limit stops at 8 x 2.
     llvm.set_option("edgellm", "-unroll-threshold=4000")
@@ -153,7 +153,7 @@ def compile_kernels(target: Target, progress: Progress = _silent, *, tune: bool 
     With `tune`, what is fastest on this processor is measured first, and selection.selected() says what that was.
     """
     with global_compiler_lock:
-        context = _install(target)
+        context = install(target)
         if tune:
             selection.settle(choose(target, Library(target, *compile_probes(context, target))))
         from edgellm.kernels.cpu import entry_points

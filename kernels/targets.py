@@ -21,6 +21,9 @@ class Choice(NamedTuple):
     tile: Tile
     fast_bf16: bool  # whether bf16 pairs are multiplied by AVX512-BF16
 
+    def __str__(self) -> str:
+        return f"tile {self.tile.halves} x {self.tile.tokens}, bf16 by {'AVX512-BF16' if self.fast_bf16 else 'float32'}"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -52,12 +55,16 @@ class Target:
         return Choice(tile, self.has("avx512bf16") and self.cpu.startswith("znver"))
 
     @property
+    def choice(self) -> Choice:
+        return self.measured or self.rule
+
+    @property
     def tile(self) -> Tile:
-        return (self.measured or self.rule).tile
+        return self.choice.tile
 
     @property
     def fast_bf16(self) -> bool:
-        return (self.measured or self.rule).fast_bf16
+        return self.choice.fast_bf16
 
     def halves(self, tokens: int) -> int:
         """Halves of a panel in a tile of so many tokens: few tokens take what fits, to read weights in one stream."""
