@@ -1,8 +1,8 @@
 """Numba kernels to one object file with C entry points, for any target.
 
-Run as a program, in a process of its own: `python -m edgellm.kernels.compile OUT.o [ISA]`; prints a line
-`done/total name` per kernel. Numba's one CPU target is replaced before any kernel is imported, which is why a process
-compiles for one target, and why the process that runs models never does it itself.
+Run as a program, in a process of its own: `python -m edgellm.kernels.compile OUT.o TARGET [tune]`, the target as JSON;
+prints a line `done/total name` per kernel. Numba's one CPU target is replaced before any kernel is imported, which is
+why a process compiles for one target, and why the process that runs models never does it itself.
 """
 
 import re
@@ -20,7 +20,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from edgellm.kernels import objects
-from edgellm.kernels.jit import Library, Progress
+from edgellm.kernels.jit import ENTRY_POINTS, Library, Progress
 from edgellm.kernels.objects import KernelObject
 from edgellm.kernels.simd import selection
 from edgellm.kernels.targets import Target, from_json
@@ -155,6 +155,7 @@ def compile_kernels(target: Target, progress: Progress = _silent, *, tune: bool 
     with global_compiler_lock:
         context = install(target)
         if tune:
+            progress(0, len(ENTRY_POINTS), "tuning")
             selection.settle(choose(target, Library(target, *compile_probes(context, target))))
         from edgellm.kernels.cpu import entry_points
 

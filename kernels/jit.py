@@ -64,10 +64,10 @@ def load(
     target = target_for(isa)
     path = cache / objects.name_of(target)
     found = objects.read(path)
-    if found is None:
-        found = (
-            compile_into(path, target, tune=isa is None, progress=progress) if can_compile() else _best(prebuilt, isa)
-        )
+    if found is None and can_compile():
+        found = compile_into(path, target, tune=target == host_target(), progress=progress)
+    elif found is None:
+        found = _best(prebuilt, isa)
     return Library(*found)
 
 

@@ -49,8 +49,8 @@ def test_two_processes_hold_the_weights_once(tmp_path: Path) -> None:
     with subprocess.Popen(command, **pipes) as first, subprocess.Popen(command, **pipes) as second:
         for process in (first, second):
             assert process.stdout.readline() == "ready\n"
-        for process in (first, second):
-            found = mapping(process.pid, path)
+        for found in [mapping(process.pid, path) for process in (first, second)]:
             assert found["Shared_Clean"] >= 0.99 * weights, found
             assert found["Private_Dirty"] == 0 and found["Private_Clean"] < 0.01 * weights, found
+        for process in (first, second):
             process.stdin.close()
