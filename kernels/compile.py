@@ -1,11 +1,10 @@
 """Numba kernels to one object file with C entry points, for any target.
 
-Run as a program, in a process of its own: `python -m edgellm.kernels.compile OUT.o [ISA]`; prints a line
-`done/total name` per kernel. Numba's one CPU target is replaced before any kernel is imported, which is why a process
-compiles for one target, and why the process that runs models never does it itself.
+Run as a program, in a process of its own: `python -m edgellm.kernels.compile OUT.o TARGET [tune]`, the target as JSON;
+prints a line `done/total name` per kernel. Numba's one CPU target is replaced before any kernel is imported, which is
+why a process compiles for one target, and why the process that runs models never does it itself.
 """
 
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -16,14 +15,22 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import compiler, cpu
-from numba.core.codegen import AOTCPUCodegen
+from numba.core.codegen import AOTCodeLibrary, AOTCPUCodegen
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
+from edgellm.kernels import objects
+from edgellm.kernels.jit import ENTRY_POINTS, Library, Progress
+from edgellm.kernels.objects import KernelObject
 from edgellm.kernels.simd import selection
-from edgellm.kernels.targets import Target, target_for
+from edgellm.kernels.targets import Target, from_json
+from edgellm.kernels.tune import choose
 
 ENTRY_ARGUMENTS = (types.int64,) * 4  # every entry point is void(i64, i64, i64, i64)
+
+
+def _silent(done: int, total: int, name: str) -> None:
+    pass
 
 
 class _NoEngine:
@@ -33,8 +40,20 @@ class _NoEngine:
         return lambda *args, **kwargs: None
 
 
+class _Library(AOTCodeLibrary):
+    """A function with all that it calls, optimized where it is an entry and not at every level of calls once more."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def optimize(self) -> None:
+        super()._optimize_final_module()
+
+
 class _Codegen(AOTCPUCodegen):
     """Numba's code generator with a target machine of our choice."""
+
+    _library_class = _Library
 
     def _init(self, llvm_module: Any) -> None:
         target = selection.selected()
@@ -69,7 +88,7 @@ class _Context(cpu.CPUContext):
         return unique.append
 
 
-def _install(target: Target) -> _Context:
+def install(target: Target) -> _Context:
     """Make `target` the only CPU target of this process."""
     # Tiles are tuples of registers, indexed by loops that must be unrolled whole: LLVM's own limit stops at 8 x 2.
     llvm.set_option("edgellm", "-unroll-threshold=4000")
@@ -101,49 +120,66 @@ def _compile_entry(context: _Context, name: str, function: Callable[..., None]) 
     library.add_ir_module(module)
     library.add_linking_library(body.library)
     library._ensure_finalized()
+    library.optimize()
     # Every kernel brings the same helpers, and a global of Numba's that nobody reads; neither may clash at the end.
     text = re.sub(r"= common (dso_local )?(local_unnamed_addr )?global", "= internal global", library.get_llvm_str())
     return llvm.parse_assembly(text)
 
 
-def compile_kernels(target: Target, progress: Callable[[int, int, str], None] = lambda done, total, name: None) -> Any:
-    """All kernels as one LLVM module for `target`, and the machine to emit it with."""
+def _link(context: _Context, entries: dict[str, Callable[..., None]], progress: Progress) -> Any:
+    """A module with all entries."""
+    cpu_target.typing_context.refresh()
+    context.refresh()
+    whole = None
+    for index, (name, function) in enumerate(entries.items()):
+        progress(index, len(entries), name)
+        module = _compile_entry(context, name, function)
+        for inner in module.functions:
+            if not inner.is_declaration and inner.name != name:
+                inner.linkage = "internal"
+        if whole is None:
+            whole = module
+        else:
+            whole.link_in(module)
+    assert whole is not None
+    whole.verify()
+    progress(len(entries), len(entries), "done")
+    return whole
+
+
+def compile_kernels(target: Target, progress: Progress = _silent, *, tune: bool = False) -> tuple[Any, Any]:
+    """All kernels as one LLVM module for `target`, and the machine to emit it with.
+
+    With `tune`, what is fastest on this processor is measured first, and selection.selected() says what that was.
+    """
     with global_compiler_lock:
-        context = _install(target)
-        typing = cpu_target.typing_context
+        context = install(target)
+        if tune:
+            progress(0, len(ENTRY_POINTS), "tuning")
+            selection.settle(choose(target, Library(target, *compile_probes(context, target))))
         from edgellm.kernels.cpu import entry_points
 
-        typing.refresh()
-        context.refresh()
-        entries = entry_points()
-        whole = None
-        for index, (name, function) in enumerate(entries.items()):
-            progress(index, len(entries), name)
-            module = _compile_entry(context, name, function)
-            for inner in module.functions:
-                if not inner.is_declaration and inner.name != name:
-                    inner.linkage = "internal"
-            if whole is None:
-                whole = module
-            else:
-                whole.link_in(module)
-        assert whole is not None
-        whole.verify()
-        progress(len(entries), len(entries), "done")
-        return whole, context.codegen()._tm
+        return _link(context, entry_points(), progress), context.codegen()._tm
+
+
+def compile_probes(context: _Context, target: Target) -> tuple[bytes, list[str]]:
+    """The small kernels that tuning times, as an object file, and their names."""
+    from edgellm.kernels.cpu.probes import probes
+
+    entries = probes(target)
+    module = _link(context, entries, _silent)
+    return context.codegen()._tm.emit_object(module), list(entries)
 
 
 def main() -> None:
-    out, isa = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
+    out, target, tune = Path(sys.argv[1]), from_json(sys.argv[2]), sys.argv[3:] == ["tune"]
 
     def report(done: int, total: int, name: str) -> None:
         sys.stdout.write(f"{done}/{total} {name}\n")
         sys.stdout.flush()
 
-    module, machine = compile_kernels(target_for(isa), report)
-    temporary = out.with_name(f"{out.name}.{os.getpid()}")
-    temporary.write_bytes(machine.emit_object(module))
-    temporary.replace(out)
+    module, machine = compile_kernels(target, report, tune=tune)
+    objects.write(out, KernelObject(selection.selected(), machine.emit_object(module)))
 
 
 if __name__ == "__main__":

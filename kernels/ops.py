@@ -15,8 +15,8 @@ Buffers:
                   keys bf16 [E/2][KV_BLOCK][2], values bf16 [KV_BLOCK/2][E][2]; or both int8, then their
                   scales, bf16 [keys, values][E/32][KV_BLOCK]: 32 entries of a key or value are scale * code
 
-An activation holds rows in tiles of T rows, the heights that `tile_height` gives (largest first). The tile of rows
-r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 24 in the meta bytes:
+An activation holds rows in tiles of T rows: as high as the register tile while rows last, then 4, 2 and 1. The tile of
+rows r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 24 in the meta bytes:
 
     codes    int8 [C/32][T][32]
     meta     [C/32][6][T]    float32 scale; float32 sum of the block's values; int32 -8 and -128 times the sum of its
@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 
 KV_BLOCK = 32  # tokens of a KV block
 META_WORDS = 6  # 4 bytes each, of an activation's meta data for a block of a row
+META_BYTES = 4 * META_WORDS
 RESULT_HEADER = 16  # floats in front of what attention sums up: the largest score, the sum of weights
-MAX_TILE_ROWS = 8
+MAX_TILE_ROWS = 16
 CHUNK = 256  # positions whose attention is summed before it is folded into the rest, in this order
 SPAN_QUERIES = 24  # query vectors that attention handles together
 QUERY_STRIDE = 136  # pairs from one query to the next: room for a head of 256, and no multiple of a cache way

@@ -1,11 +1,8 @@
 """Machines that kernels are compiled for: a processor, its instruction sets, and what follows from them."""
 
-import itertools
 import json
 import platform
-import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from edgellm.errors import KernelError
@@ -18,6 +15,16 @@ class Tile(NamedTuple):
     tokens: int
 
 
+class Choice(NamedTuple):
+    """What the kernels may do one way or another, with the same bits; see tune.py."""
+
+    tile: Tile
+    fast_bf16: bool  # whether bf16 pairs are multiplied by AVX512-BF16
+
+    def __str__(self) -> str:
+        return f"tile {self.tile.halves} x {self.tile.tokens}, bf16 by {'AVX512-BF16' if self.fast_bf16 else 'float32'}"
+
+
 @dataclass(frozen=True)
 class Target:
     """What the compiler is told, and what the kernels may use."""
@@ -26,25 +33,47 @@ class Target:
     triple: str  # LLVM's name of the platform
     cpu: str  # LLVM's name of the processor
     features: str  # LLVM's feature string, "+avx2,+fma,..."
+    measured: Choice | None = None  # what was fastest on the processor itself; None: by rule
 
     def has(self, feature: str) -> bool:
         return f"+{feature}" in self.features.split(",")
 
     @property
-    def tile(self) -> Tile:
+    def levels(self) -> tuple[str, ...]:
+        """The instruction sets of ISAS that it has, the most capable first."""
+        x86 = (name for name, (_, needs) in X86_LEVELS.items() if all(map(self.has, needs)))
+        others = () if self.isa in (*X86_LEVELS, "plain") else (self.isa,)
+        return (*x86, *others, "plain")
+
+    @property
+    def rule(self) -> Choice:
+        """What to do where nothing was measured."""
         # Largest shape whose accumulators stay in registers: 32 of 512 bits hold 2 x 6 x 2 vectors, the
         # weights and a broadcast; 16 of 256 bits hold two vectors for each of ours.
-        return Tile(2, 6) if self.has_32_registers else Tile(1, 2)
+        tile = Tile(2, 6) if self.has_32_registers else Tile(1, 2)
+        # One Intel core made 50 G products/s with AVX512-BF16, 90 without.
+        return Choice(tile, self.has("avx512bf16") and self.cpu.startswith("znver"))
+
+    @property
+    def choice(self) -> Choice:
+        return self.measured or self.rule
+
+    @property
+    def tile(self) -> Tile:
+        return self.choice.tile
+
+    @property
+    def fast_bf16(self) -> bool:
+        return self.choice.fast_bf16
+
+    def halves(self, tokens: int) -> int:
+        """Halves of a panel in a tile of so many tokens: few tokens take what fits, to read weights in one stream."""
+        return self.tile.halves if tokens == self.tile.tokens else self.rule.tile.halves
 
     @property
     def has_32_registers(self) -> bool:
         """Of the vectors that a tile is made of: 32 of 16 lanes, not 16 of 8 lanes or 32 of 4."""
         return self.isa == "avx512-vnni"
-
-    @property
-    def fast_bf16(self) -> bool:
-        """Whether bf16 pairs are best multiplied by AVX512-BF16; one Intel core made 50 G products/s so, 90 without."""
-        return self.has("avx512bf16") and self.cpu.startswith("znver")
 
     @property
     def native_f16(self) -> bool:
@@ -55,6 +84,18 @@ class Target:
     def yield_symbol(self) -> str:
         """The C function that gives the processor to another thread."""
         return "SwitchToThread" if "windows" in self.triple else "sched_yield"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def from_json(text: str | bytes) -> Target:
+    """What `Target.to_json` wrote."""
+    fields = json.loads(text)
+    if fields["measured"] is not None:
+        tile, fast_bf16 = fields["measured"]
+        fields["measured"] = Choice(Tile(*tile), fast_bf16)
+    return Target(**fields)
 
 
 # From the most capable to the least; the features named are what a kernel of that level relies on.
@@ -82,20 +123,16 @@ def host_target() -> Target:
     return Target(isa, triple, llvm.get_host_cpu_name(), ",".join(flags))
 
 
-def write_host() -> None:
-    """`host_target()` as JSON to standard output, for a process that does not want LLVM in its memory."""
-    sys.stdout.write(json.dumps(asdict(host_target())))
-
-
-def processor_description() -> str | None:
-    """What the system says of the processor, as far as it stays the same; None where it does not say."""
-    try:
-        with Path("/proc/cpuinfo").open() as file:
-            lines = list(itertools.takewhile(str.strip, file))  # of the first processor
-    except OSError:
-        return None
-    stable = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
-    return "".join(line for line in lines if line.partition(":")[0].strip() in stable) or None
+def generic_target(isa: str, triple: str) -> Target:
+    """Any processor of a platform that has an instruction set of X86_LEVELS, or "plain". Errors: KernelError."""
+    is_x86 = triple.startswith("x86_64")
+    if isa == "plain":
+        return Target(isa, triple, "x86-64" if is_x86 else "generic", "")
+    if isa not in X86_LEVELS or not is_x86:
+        known = (*X86_LEVELS, "plain") if is_x86 else ("plain",)
+        raise KernelError(f"{isa!r} is no level of this platform ({triple}); levels: {', '.join(known)}")
+    cpu, needs = X86_LEVELS[isa]
+    return Target(isa, triple, cpu, ",".join(f"+{feature}" for feature in needs))
 
 
 def target_for(isa: str | None, host: Target | None = None) -> Target:
@@ -108,10 +145,8 @@ def target_for(isa: str | None, host: Target | None = None) -> Target:
         return host
     if isa not in ISAS:
         raise KernelError(f"instruction set {isa!r} is unknown; known: {', '.join(ISAS)}")
-    if isa == "plain":
-        generic = "x86-64" if host.isa in X86_LEVELS else "generic"
-        return Target("plain", host.triple, generic, "")
-    if isa not in X86_LEVELS or not all(host.has(feature) for feature in X86_LEVELS[isa][1]):
-        raise KernelError(f"this processor ({host.cpu}) does not have the instruction set {isa!r}; it has: {host.isa}")
-    cpu, needs = X86_LEVELS[isa]
-    return Target(isa, host.triple, cpu, ",".join(f"+{feature}" for feature in needs))
+    if isa not in host.levels:
+        raise KernelError(
+            f"this processor ({host.cpu}) does not have the instruction set {isa!r}; it has: {', '.join(host.levels)}"
+        )
+    return generic_target(isa, host.triple)

@@ -39,6 +39,7 @@ def main(args: Namespace) -> int:
 def examine() -> dict[str, Any]:
     target, processors, memory = host_target(), available_processors(), psutil.virtual_memory()
     compiled = jit.is_cached(cache_folder() / "kernels")
+    library = load_kernels()
     return {
         "cpu": _cpu_name(),
         "llvm_cpu": target.cpu,
@@ -47,11 +48,14 @@ def examine() -> dict[str, Any]:
         "threads_reason": processors.reason,
         "memory_bytes": memory.total,
         "available_memory_bytes": memory.available,
-        "read_bandwidth_bytes_per_second": bandwidth.measure(load_kernels(), processors.count, processors.count),
+        "read_bandwidth_bytes_per_second": bandwidth.measure(library, processors.count, processors.count),
         "models_folder": str(Store().models_folder),
         "models": len(Store().names()),
         "cache_folder": str(cache_folder()),
         "kernels_were_compiled": compiled,
+        "kernels_isa": library.target.isa,
+        "kernels_choice": str(library.target.choice),
+        "kernels_choice_was_measured": library.target.measured is not None,
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -70,6 +74,7 @@ def _show(facts: dict[str, Any]) -> None:
             "models": f"{facts['models']} in {facts['models_folder']}",
             "cache": facts["cache_folder"],
             "kernels": "were compiled before" if facts["kernels_were_compiled"] else "compiled just now, once",
+            "tuning": f"{facts['kernels_choice']}, {'measured' if facts['kernels_choice_was_measured'] else 'by rule'}",
             "system": facts["platform"],
             "python": facts["python"],
             **{name: found or "not installed" for name, found in facts["packages"].items()},

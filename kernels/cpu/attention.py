@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.kernels.cpu.attention_blocks import PAIR_BYTES, store_pairs
 from edgellm.kernels.cpu.attention_chunk import attend_chunk
 from edgellm.kernels.cpu.math import exp2
 from edgellm.kernels.cpu.quantize import quantize_block
-from edgellm.kernels.cpu.rows import META, tile_height, tile_start
+from edgellm.kernels.cpu.rows import tile_height, tile_start
 from edgellm.kernels.layouts import BLOCK
-from edgellm.kernels.ops import ATTEND, CHUNK, QUERY_STRIDE, RESULT_HEADER, SPAN_QUERIES, STEP
+from edgellm.kernels.ops import ATTEND, CHUNK, META_BYTES, QUERY_STRIDE, RESULT_HEADER, SPAN_QUERIES, STEP
 from edgellm.kernels.simd.arithmetic import fold_max, splat_f32
-from edgellm.kernels.simd.bfloat import PAIR_BYTES, store_pairs, to_bf16
+from edgellm.kernels.simd.bfloat import to_bf16
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (
     load_f32,
@@ -70,7 +71,7 @@ def emit(op: int, step: int, result: int, row: int, head: int) -> None:
         block = (head * head_size + entry) >> 5
         o = result + (RESULT_HEADER + entry) * 4
         codes = load_i64(op + OUT_CODES) + start * columns + (block * tokens + slot) * BLOCK
-        meta = load_i64(op + OUT_META) + (start * (columns >> 5) + block * tokens) * META + slot * 4
+        meta = load_i64(op + OUT_META) + (start * (columns >> 5) + block * tokens) * META_BYTES + slot * 4
         quantize_block(load_f32x16(o) / total, load_f32x16(o + 64) / total, codes, meta, tokens)
 
 

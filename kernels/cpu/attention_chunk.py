@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels.cpu.attention_tiles import FEW, add_narrow_values, add_values, score_block, score_two_blocks
+from edgellm.kernels.cpu.attention_blocks import (
+    FEW,
+    PAIR_BYTES,
+    add_narrow_values,
+    add_values,
+    load_pairs,
+    score_block,
+    score_two_blocks,
+    store_pairs,
+)
 from edgellm.kernels.cpu.math import exp2
 from edgellm.kernels.cpu.rows import SEQUENCES, kv_address
 from edgellm.kernels.layouts import BLOCK
@@ -29,13 +38,10 @@ from edgellm.kernels.simd.arithmetic import (
     zero_f32,
 )
 from edgellm.kernels.simd.bfloat import (
-    PAIR_BYTES,
     from_bf16,
     load_bf16x16,
     load_i8_pairs,
-    load_pairs,
     round_to_bf16,
-    store_pairs,
     to_bf16,
 )
 from edgellm.kernels.simd.kernel import inlined, kernel

@@ -7,9 +7,9 @@ from typing import Any
 
 from edgellm.kernels.cpu.math import silu
 from edgellm.kernels.cpu.quantize import quantize_block, quantize_kv
-from edgellm.kernels.cpu.rows import META, SEQUENCES, kv_address
+from edgellm.kernels.cpu.rows import SEQUENCES, kv_address
 from edgellm.kernels.layouts import BLOCK
-from edgellm.kernels.ops import ADD, KEY, KV_BLOCK, PART, QUERY, STEP, STORE, SWIGLU
+from edgellm.kernels.ops import ADD, KEY, KV_BLOCK, META_BYTES, PART, QUERY, STEP, STORE, SWIGLU
 from edgellm.kernels.simd.arithmetic import fma, splat_f32, swap_pairs
 from edgellm.kernels.simd.bfloat import scatter_bf16, scatter_pairs, to_bf16
 from edgellm.kernels.simd.kernel import kernel
@@ -98,7 +98,7 @@ def finish(part: int, step: int, y: int, up: int, start: int, tokens: int, panel
             low = silu(load_f32x16(at)) * load_f32x16(also)
             high = silu(load_f32x16(at + 64)) * load_f32x16(also + 64)
             codes = out + start * stride + panel * tokens * BLOCK + t * BLOCK
-            meta = load_i64(part + OUT_META) + (start * (stride >> 5) + panel * tokens) * META + t * 4
+            meta = load_i64(part + OUT_META) + (start * (stride >> 5) + panel * tokens) * META_BYTES + t * 4
             quantize_block(low, high, codes, meta, tokens)
         else:
             into_cache(part, step, at, row, first, epilogue == KEY)

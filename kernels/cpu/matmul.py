@@ -4,13 +4,42 @@ The unit of work is a panel: 32 rows of weights, read from memory once and appli
 Its outputs go through a scratch of the thread's own to an epilogue.
 """
 
+from collections.abc import Callable
+
 from edgellm.kernels.cpu.epilogue import EPILOGUE, finish
-from edgellm.kernels.cpu.rows import META, first_of, log2_blocks, own_copy, rows_of, tile_height
-from edgellm.kernels.cpu.tiles import ENTRY_BYTES, list_outliers, make_add_outliers, make_product
+from edgellm.kernels.cpu.outliers import ENTRY_BYTES, list_outliers, make_add_outliers
+from edgellm.kernels.cpu.rows import HEIGHTS, first_of, log2_blocks, own_copy, rows_of, tile_height
+from edgellm.kernels.cpu.tiles import make_tile
 from edgellm.kernels.layouts import BLOCK
-from edgellm.kernels.ops import INT4, INT4_ASYM, INT8, MATMUL, MAX_TILE_ROWS, PART, SWIGLU
+from edgellm.kernels.ops import INT4, INT4_ASYM, INT8, MATMUL, MAX_TILE_ROWS, META_BYTES, PART, SWIGLU
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import load_i32, load_i64, store_i32
+from edgellm.kernels.simd.vectors import selected
+from edgellm.kernels.targets import Tile
+
+
+def make_product(layout: int) -> Callable[..., None]:
+    """out float32 [tokens][32] = 32 rows of weights of a layout times a tile of rows of any height."""
+    tiles = {height: make_tile(layout, Tile(selected().halves(height), height)) for height in HEIGHTS}
+    one, two, full = tiles[1], tiles[2], tiles[HEIGHTS[0]]
+    four = tiles.get(4, full)
+
+    @kernel
+    def product(
+        codes: int, scales: int, mins: int, x: int, meta: int, blocks: int, group_shift: int, out: int, tokens: int
+    ) -> None:
+        if tokens == 1:
+            one(codes, scales, mins, x, meta, blocks, group_shift, out)
+        elif tokens == 2:
+            two(codes, scales, mins, x, meta, blocks, group_shift, out)
+        elif tokens == 4:
+            four(codes, scales, mins, x, meta, blocks, group_shift, out)
+        else:
+            full(codes, scales, mins, x, meta, blocks, group_shift, out)
+
+    made: Callable[..., None] = product
+    return made
+
 
 product_int4, product_int4_asym, product_int8 = (make_product(layout) for layout in (INT4, INT4_ASYM, INT8))
 add_outliers_int4, add_outliers_int4_asym, add_outliers_int8 = (
@@ -59,7 +88,7 @@ def run_part(
         start, entries = 0, outliers
         while start < rows:
             tokens, count = tile_height(rows - start), load_i32(entries)
-            x, meta = all_x + start * blocks * BLOCK, all_meta + start * blocks * META
+            x, meta = all_x + start * blocks * BLOCK, all_meta + start * blocks * META_BYTES
             multiply(part + WEIGHT, panel, x, meta, blocks, tokens, y, entries + ENTRY_BYTES, count)
             if load_i64(part + EPILOGUE) == SWIGLU:
                 multiply(part + UP_WEIGHT, panel, x, meta, blocks, tokens, up, entries + ENTRY_BYTES, count)
@@ -75,7 +104,7 @@ def find_outliers(op: int, step: int, all_meta: int, outliers: int) -> None:
     rows, start = rows_of(step, load_i64(op + SELECTED)), 0
     while start < rows:
         tokens = tile_height(rows - start)
-        count = list_outliers(all_meta + start * blocks * META, blocks, tokens, outliers + ENTRY_BYTES)
+        count = list_outliers(all_meta + start * blocks * META_BYTES, blocks, tokens, outliers + ENTRY_BYTES)
         store_i32(outliers, count)
         start += tokens
         outliers += (count + 1) * ENTRY_BYTES
@@ -93,7 +122,7 @@ def matmul(op: int, step: int, thread: int, threads: int) -> None:
     outliers = load_i64(op + OUTLIERS) + thread * load_i64(op + OUTLIERS_STRIDE)
     columns = load_i64(op + COLUMNS)
     x = own_copy(step, load_i64(op + CODES), load_i64(op + OWN_CODES), thread, columns)
-    meta = own_copy(step, load_i64(op + META_AT), load_i64(op + OWN_META), thread, (columns >> 5) * META)
+    meta = own_copy(step, load_i64(op + META_AT), load_i64(op + OWN_META), thread, (columns >> 5) * META_BYTES)
     find_outliers(op, step, meta, outliers)
     before = 0
     for i in range(part_count):

@@ -1,13 +1,12 @@
 """Rows of a step, tiles of rows, and how work is shared."""
 
-from edgellm.kernels.ops import KV_BLOCK, META_WORDS, OWN_ROWS, STEP
+from edgellm.kernels.ops import KV_BLOCK, OWN_ROWS, STEP
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import load_i32, load_i64
 from edgellm.kernels.simd.vectors import selected
 
 TILE_TOKENS = selected().tile.tokens
-HEIGHTS = tuple(height for height in (6, 4, 2, 1) if height <= TILE_TOKENS)
-META = 4 * META_WORDS
+HEIGHTS = (TILE_TOKENS, *(height for height in (4, 2, 1) if height < TILE_TOKENS))
 
 FEW = STEP.few
 ROWS, LOGIT_COUNT, LOGIT_ROWS = STEP.rows, STEP.logit_count, STEP.logit_rows

@@ -1,11 +1,6 @@
-"""bf16, the upper half of a float32, in pairs: two values to a 32-bit lane, the first in its low half.
+"""bf16, the upper half of a float32: rounding, loading and scattering. Their products are in pairs.py.
 
-    dot_bf16(sum, x, pair)    fma(x low, low, fma(x high, high, sum)), lane by lane, with one pair for all lanes
-
-Zen does that in one instruction of AVX512-BF16 (it adds the high halves first and rounds twice; 32 million random sums
-agreed), twice as fast as float32. Intel's processors have it at half the speed of two float32 multiply-adds. So
-there, and where it is not at all, x is split once (`halves`), and pairs lie in memory as two float32.
-The instruction takes denormals for zero, so none may arise: what is rounded to bf16 is either zero or at least 2^-60.
+AVX512-BF16 takes denormals for zero, so none may arise: what is rounded to bf16 is either zero or at least 2^-60.
 """
 
 from typing import Any
@@ -15,29 +10,22 @@ from llvmlite.ir import IRBuilder as Builder
 from numba import types
 
 from edgellm.kernels.simd.vectors import (
-    F32,
     I16,
     I32,
-    I64,
     LANES,
     address,
     call,
     constant,
     f32x16,
-    fused,
     i32x16,
     operation,
     pointer,
     selected,
     shuffle,
-    splat,
 )
 
 F32X16, I32X16 = f32x16.llvm, i32x16.llvm
 I16X16 = ir.VectorType(I16, LANES)
-NATIVE = selected().fast_bf16
-PAIR_BYTES = 4 if NATIVE else 8
-HALVES = i32x16 if NATIVE else types.UniTuple(f32x16, 2)
 LARGEST = 3.0e38
 SMALLEST = 2.0**-60
 
@@ -110,23 +98,6 @@ def store_one_bf16(b: Builder, where: Any, value: Any) -> None:
     b.store(b.trunc(b.lshr(b.bitcast(value, I32), I32(16)), I16), pointer(b, where, I16), align=2)
 
 
-@operation(types.void, address, i32x16)
-def store_pairs(b: Builder, where: Any, bits: Any) -> None:
-    """16 bf16 as 8 pairs for dot_bf16, PAIR_BYTES each."""
-    if NATIVE:
-        b.store(b.trunc(bits, I16X16), pointer(b, where, I16X16), align=2)
-    else:
-        b.store(b.shl(bits, constant(I32X16, 16)), pointer(b, where, I32X16), align=4)
-
-
-@operation(i32x16, address)
-def load_pairs(b: Builder, where: Any) -> Any:
-    """What store_pairs stored."""
-    if NATIVE:
-        return b.zext(b.load(pointer(b, where, I16X16), align=2), I32X16)
-    return b.lshr(b.load(pointer(b, where, I32X16), align=4), constant(I32X16, 16))
-
-
 @operation(types.void, address, i32x16, types.int64)
 def scatter_bf16(b: Builder, where: Any, bits: Any, stride: Any) -> None:
     """16 bf16, `stride` bytes apart."""
@@ -144,22 +115,3 @@ def scatter_pairs(b: Builder, where: Any, bits: Any, stride: Any) -> None:
     for lane in range(LANES // 2):
         b.store(b.extract_element(pairs, I32(lane)), pointer(b, where, I32), align=4)
         where = b.add(where, stride)
-
-
-@operation(HALVES, i32x16)
-def halves(b: Builder, x: Any) -> Any:
-    """16 pairs as dot_bf16 takes them."""
-    if NATIVE:
-        return x
-    low, high = b.shl(x, constant(I32X16, 16)), b.and_(x, constant(I32X16, -(1 << 16)))
-    both = ir.Constant(ir.ArrayType(F32X16, 2), ir.Undefined)
-    return b.insert_value(b.insert_value(both, b.bitcast(low, F32X16), 0), b.bitcast(high, F32X16), 1)
-
-
-@operation(f32x16, f32x16, HALVES, address)
-def dot_bf16(b: Builder, total: Any, x: Any, pair: Any) -> Any:
-    if NATIVE:
-        y = splat(b, b.load(pointer(b, pair, I32), align=4))
-        return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", F32X16, total, b.bitcast(x, BF16X32), b.bitcast(y, BF16X32))
-    low, high = (splat(b, b.load(pointer(b, b.add(pair, I64(at)), F32), align=4)) for at in (0, 4))
-    return fused(b, b.extract_value(x, 0), low, fused(b, b.extract_value(x, 1), high, total))

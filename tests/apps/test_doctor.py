@@ -28,6 +28,7 @@ def test_json(run: Run, tiny: str, home: Path) -> None:
     assert found["packages"]["numpy"] == np.__version__
     assert 0 < found["available_memory_bytes"] <= found["memory_bytes"]
     assert found["read_bandwidth_bytes_per_second"] > 0
+    assert found["kernels_choice"].startswith("tile ") and found["kernels_choice_was_measured"] is True
 
 
 def test_kernels_are_found_once_they_are_compiled(run: Run, home: Path) -> None:

@@ -19,7 +19,7 @@ def heights_of(rows: int, library: Library) -> tuple[int, ...]:
     largest = library.target.tile.tokens
     heights, left = [], rows
     while left:
-        heights.append(next(h for h in (6, 4, 2, 1) if h <= min(left, largest)))
+        heights.append(largest if left >= largest else next(h for h in (4, 2, 1) if h <= min(left, largest)))
         left -= heights[-1]
     return tuple(heights)
 

@@ -1,0 +1,73 @@
+"""Outliers of activations, listed once an operation and added to its products token by token; tiles.py says why."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgellm.kernels.ops import INT4, INT4_ASYM, INT8, META_BYTES
+from edgellm.kernels.simd.arithmetic import bits_at, f32_from_i32, fma, splat_i32
+from edgellm.kernels.simd.kernel import kernel
+from edgellm.kernels.simd.memory import (
+    broadcast_f32,
+    load_f16x16,
+    load_f32,
+    load_f32x16,
+    load_i8,
+    load_i32,
+    load_i32x16,
+    store_f32,
+    store_f32x16,
+    store_i32,
+)
+
+ENTRY_BYTES = 16  # of an outlier in a list
+
+
+@kernel
+def list_outliers(meta: int, blocks: int, tokens: int, entries: int) -> int:
+    """Note the outliers of a tile of rows, blocks ascending; returns how many.
+
+    An entry is 16 bytes: float32 128 * high part * activation scale, int32 block, int32 index in it, int32 row * 128.
+    """
+    count = 0
+    for block in range(blocks):
+        at = meta + block * tokens * META_BYTES
+        any_word = 0
+        for t in range(tokens):
+            any_word |= load_i32(at + 16 * tokens + t * 4)
+        if any_word:
+            for t in range(tokens):
+                word = at + 16 * tokens + t * 4
+                if load_i32(word):
+                    place, entry = load_i32(at + 20 * tokens + t * 4), entries + count * ENTRY_BYTES
+                    high_part = load_i8(word + (place & 3))
+                    store_f32(entry, np.float32(128 * high_part) * load_f32(at + t * 4))
+                    store_i32(entry + 4, block)
+                    store_i32(entry + 8, place)
+                    store_i32(entry + 12, t * 128)
+                    count += 1
+    return count
+
+
+def make_add_outliers(layout: int) -> Callable[..., None]:
+    """What the outliers of a tile add to its products with a panel of a layout."""
+    is_int8, zero_point = layout == INT8, {INT4: 8, INT4_ASYM: 0}.get(layout, 128)
+    half_bytes = 512 if is_int8 else 256
+
+    @kernel
+    def add_outliers(codes: int, scales: int, group_shift: int, out: int, entries: int, count: int) -> None:
+        """out float32 [tokens][32] += ..., for `count` entries of `list_outliers`."""
+        for i in range(count):
+            entry = entries + i * ENTRY_BYTES
+            value, block, place = broadcast_f32(entry), load_i32(entry + 4), load_i32(entry + 8)
+            group = scales + (block >> group_shift) * 64
+            column = codes + block * 2 * half_bytes + ((place >> 2) << 6 if is_int8 else (place & 12) << 4)
+            bit = (place & 3) * 8 if is_int8 else (place & 3) * 8 + (place >> 4) * 4
+            for h in range(2):
+                u = bits_at(load_i32x16(column + h * half_bytes), bit, 8 if is_int8 else 4)
+                weight = f32_from_i32(u - splat_i32(zero_point)) * load_f16x16(group + h * 32)
+                to = out + load_i32(entry + 12) + h * 64
+                store_f32x16(to, fma(weight, value, load_f32x16(to)))
+
+    made: Callable[..., None] = add_outliers
+    return made

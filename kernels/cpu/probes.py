@@ -1,0 +1,64 @@
+"""Small kernels that tune.py times, one for each way to do a thing: the tiles of `matmul` and of `attend`."""
+
+from collections.abc import Callable
+
+from edgellm.kernels.cpu.attention_tiles import make_scores, make_values
+from edgellm.kernels.cpu.tiles import make_tile
+from edgellm.kernels.layouts import BLOCK
+from edgellm.kernels.ops import CHUNK, KV_BLOCK, META_BYTES
+from edgellm.kernels.simd.kernel import kernel
+from edgellm.kernels.simd.pairs import make_pairs
+from edgellm.kernels.targets import Target, Tile
+from edgellm.kernels.tune import (
+    HEAD_SIZE,
+    LAYOUTS,
+    QUERIES,
+    QUERY_BYTES,
+    ROWS,
+    attend_name,
+    bf16_ways,
+    product_name,
+    tiles,
+)
+
+
+def make_product_probe(layout: int, shape: Tile) -> Callable[..., None]:
+    """Of a layout of 4 bits."""
+    multiply, height = make_tile(layout, shape), shape.tokens
+
+    @kernel
+    def probe(weights: int, rows: int, blocks: int, repeats: int) -> None:
+        """A panel (codes, scales of groups of 32, mins) times ROWS rows (codes, meta data, room for the result)."""
+        scales = weights + blocks * 512
+        mins, meta = scales + blocks * 64, rows + blocks * ROWS * BLOCK
+        out = meta + blocks * ROWS * META_BYTES
+        for _ in range(repeats):
+            for row in range(0, ROWS, height):
+                x, m = rows + row * blocks * BLOCK, meta + row * blocks * META_BYTES
+                multiply(weights, scales, mins, x, m, blocks, 0, out + row * 128)
+
+    made: Callable[..., None] = probe
+    return made
+
+
+def make_attend_probe(fast_bf16: bool) -> Callable[..., None]:
+    pairs = make_pairs(fast_bf16)
+    scores, values = make_scores(QUERIES, 1, pairs), make_values(QUERIES, 2, pairs)
+
+    @kernel
+    def probe(queries: int, block: int, out: int, repeats: int) -> None:
+        """Queries, QUERY_BYTES of them and then as many weights: times a block of keys, and of values."""
+        for _ in range(repeats):
+            scores(queries, block, block, HEAD_SIZE, out)
+            values(queries + QUERY_BYTES, block, HEAD_SIZE, KV_BLOCK // 2, out + QUERIES * CHUNK * 4, BLOCK)
+
+    made: Callable[..., None] = probe
+    return made
+
+
+def probes(target: Target) -> dict[str, Callable[..., None]]:
+    """What to time for a target, by name."""
+    products = {
+        product_name(layout, tile): make_product_probe(layout, tile) for layout in LAYOUTS for tile in tiles(target)
+    }
+    return products | {attend_name(way): make_attend_probe(way) for way in bf16_ways(target)}
