@@ -83,7 +83,7 @@ def _why(*, as_json: bool) -> None:
 
 def _model_names() -> dict[bytes, str]:
     """Identity -> name of the models in the store."""
-    names = {}
+    names: dict[bytes, str] = {}
     store = Store()
     for name in store.names():
         try:

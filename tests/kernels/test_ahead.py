@@ -69,8 +69,7 @@ def test_an_installation_without_numba_takes_prebuilt_kernels(
 def test_a_level_that_the_machine_lacks_is_never_loaded(
     prebuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgellm.kernels.targets.host_target", lambda: OLD_MACHINE)
-    monkeypatch.setattr(jit, "host_target", lambda: OLD_MACHINE)
+    monkeypatch.setattr(jit, "known_host", lambda cache: OLD_MACHINE)
     assert jit.load(tmp_path, prebuilt).target.isa == "plain"
     (avx2,) = prebuilt.glob("kernels-avx2-*.o")
     (tmp_path / avx2.name).write_bytes(avx2.read_bytes())
