@@ -24,6 +24,7 @@ SUMMARIES = {
     "bench": "measure a model's speed and memory on this machine",
     "doctor": "show what edgellm finds on this machine",
     "models": "list, show and remove models",
+    "cache": "show and clear the prefixes kept on disk, and say why the last prompt missed",
     "pull": "get a model and pack it",
     "convert": "pack a GGUF file into a file of your choice",
 }
@@ -102,6 +103,10 @@ def _command(name: str) -> Command:
             from edgellm.apps.commands import models
 
             return models
+        case "cache":
+            from edgellm.apps.commands import cache
+
+            return cache
         case "pull":
             from edgellm.apps.commands import pull
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import edgellm
+from edgellm.apps.kept import prefix_folder
 from edgellm.apps.terminal import StatusLine
 from edgellm.kernels import jit
 from edgellm.load import find_model
@@ -28,6 +29,13 @@ def load(path: Path, args: Namespace, **options: Any) -> edgellm.Model:
     shared = {"threads": args.threads, "kv_cache_dtype": args.kv_cache_dtype, "kv_memory": args.kv_memory}
     with StatusLine() as line:
         return edgellm.load(path, progress=_compiling(line), **(shared | options))
+
+
+def load_with_reuse(args: Namespace) -> edgellm.Model:
+    """The model that a command is to run, with a draft model and the prefixes on disk, as its options say."""
+    path, draft = find(args.model), None if args.draft is None else find(args.draft)
+    kept = None if args.no_prefix_cache else prefix_folder()
+    return load(path, args, context=args.context, draft=draft, prefix_cache=kept)
 
 
 def _compiling(line: StatusLine) -> jit.Progress:

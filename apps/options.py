@@ -30,6 +30,13 @@ def add_machine_options(parser: ArgumentParser) -> None:
     )
 
 
+def add_reuse_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--draft", metavar="MODEL", help="a smaller model of the same family that drafts for this one")
+    parser.add_argument(
+        "--no-prefix-cache", action="store_true", help="keep nothing of this prompt on disk, and look for nothing there"
+    )
+
+
 def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
 

@@ -1,7 +1,11 @@
 """Machines that kernels are compiled for: a processor, its instruction sets, and what follows from them."""
 
+import itertools
+import json
 import platform
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from edgellm.errors import KernelError
@@ -78,9 +82,28 @@ def host_target() -> Target:
     return Target(isa, triple, llvm.get_host_cpu_name(), ",".join(flags))
 
 
-def target_for(isa: str | None) -> Target:
-    """The host restricted to an instruction set of ISAS, or all of the host for None. Errors: KernelError."""
-    host = host_target()
+def write_host() -> None:
+    """`host_target()` as JSON to standard output, for a process that does not want LLVM in its memory."""
+    sys.stdout.write(json.dumps(asdict(host_target())))
+
+
+def processor_description() -> str | None:
+    """What the system says of the processor, as far as it stays the same; None where it does not say."""
+    try:
+        with Path("/proc/cpuinfo").open() as file:
+            lines = list(itertools.takewhile(str.strip, file))  # of the first processor
+    except OSError:
+        return None
+    stable = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
+    return "".join(line for line in lines if line.partition(":")[0].strip() in stable) or None
+
+
+def target_for(isa: str | None, host: Target | None = None) -> Target:
+    """The host restricted to an instruction set of ISAS, or all of the host for None.
+
+    `host` is what `host_target` says, where that is already known. Errors: KernelError.
+    """
+    host = host or host_target()
     if isa is None or isa == host.isa:
         return host
     if isa not in ISAS:

@@ -5,8 +5,15 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 
 from edgellm.apps.conversation import Conversation
-from edgellm.apps.loading import find, load
-from edgellm.apps.options import MODEL_HELP, add_engine_options, add_sampling_options, add_timings, sampling_params
+from edgellm.apps.loading import load_with_reuse
+from edgellm.apps.options import (
+    MODEL_HELP,
+    add_engine_options,
+    add_reuse_options,
+    add_sampling_options,
+    add_timings,
+    sampling_params,
+)
 from edgellm.apps.terminal import INTERRUPTED, decode, note
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -18,6 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help="how the model should answer")
     add_engine_options(parser)
+    add_reuse_options(parser)
     add_sampling_options(parser)
     add_timings(parser)
 
@@ -25,7 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> int:
     params = sampling_params(args)
     typed = sys.stdin.isatty() and sys.stdout.isatty()
-    with load(find(args.model), args, context=args.context) as model:
+    with load_with_reuse(args) as model:
         conversation = Conversation(model, params, args.system, timings=args.timings)
         if typed:
             note(f"{model.name}, {model.context} tokens of context. /help lists commands, Ctrl-C stops an answer.")

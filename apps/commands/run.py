@@ -7,11 +7,13 @@ from dataclasses import asdict
 from edgellm import Model, SamplingParams, Stream
 from edgellm.apps.answer import filled_context, summary
 from edgellm.apps.constraints import add_constraint_options, constraint
-from edgellm.apps.loading import find, load
+from edgellm.apps.kept import remember_report
+from edgellm.apps.loading import load_with_reuse
 from edgellm.apps.options import (
     MODEL_HELP,
     add_engine_options,
     add_json,
+    add_reuse_options,
     add_sampling_options,
     add_timings,
     sampling_params,
@@ -33,6 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--raw", action="store_true", help="continue the text exactly as it is, without the chat template"
     )
     add_engine_options(parser)
+    add_reuse_options(parser)
     add_sampling_options(parser)
     add_constraint_options(parser)
     add_timings(parser)
@@ -44,11 +47,12 @@ def main(args: Namespace) -> int:
     if args.raw and args.system is not None:
         raise OptionError("--raw takes the prompt as it is, so --system has no place in it; leave one of them out")
     prompt = _prompt(args)
-    with load(find(args.model), args, context=args.context) as model:
+    with load_with_reuse(args) as model:
         with _start(model, prompt, params, args) as stream, interrupt_closes(stream):
             for piece in stream:
                 if not args.json:
                     write_text(piece.text)
+        remember_report(model, stream)
         _finish(stream, params, model, args)
     return INTERRUPTED if stream.finish_reason == "cancelled" else 0
 

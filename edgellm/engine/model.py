@@ -1,7 +1,5 @@
 """A loaded model: the one object that the command line, an application or a notebook talks to."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from functools import cached_property
@@ -16,6 +14,7 @@ from edgellm.config import ModelConfig
 from edgellm.engine.constrain import Constrainer
 from edgellm.engine.draft import DraftModel, DraftProposer, check_vocabularies
 from edgellm.engine.engine import Engine
+from edgellm.engine.identity import identity
 from edgellm.engine.params import SamplingParams
 from edgellm.engine.request import Request
 from edgellm.engine.sampler import Sampler
@@ -80,15 +79,15 @@ class Model:
             context=context, max_rows=min(_step_rows(packed.nbytes), context), max_logit_rows=MAX_LOGIT_ROWS,
         )  # fmt: skip
         self.max_rows = stepper.max_rows
-        identity = _identity(packed, kv_cache_dtype)
+        named = identity(packed, kv_cache_dtype)
         self._store = (
             None
             if prefix_cache is None
             else BlockStore(
-                prefix_cache, model=identity, block_bytes=self._cache.block_stride, budget_bytes=prefix_cache_bytes
+                prefix_cache, model=named, block_bytes=self._cache.block_stride, budget_bytes=prefix_cache_bytes
             )
         )
-        prefixes = PrefixCache(self._cache, model=identity, store=self._store)
+        prefixes = PrefixCache(self._cache, model=named, store=self._store)
         self.engine = Engine(stepper, team, self._cache, prefixes, context=context)
         self._draft = None if draft is None else DraftModel(draft, library, team, context=context)
         self._constrainer = Constrainer(self.tokenizer)
@@ -287,13 +286,6 @@ def _num_blocks(context: int, block_bytes: int, kv_memory: int | None) -> int:
     if kv_memory < block_bytes:
         raise OptionError(f"kv_memory {kv_memory} holds no block of {KV_BLOCK} tokens, which takes {block_bytes} bytes")
     return kv_memory // block_bytes
-
-
-def _identity(packed: PackedModel, kv_cache_dtype: KVDtype) -> bytes:
-    """Names what keys and values depend on: 32 bytes of the file's header, which names its source, and their format."""
-    named = {"provenance": packed.provenance, "config": packed.config.to_json(), "size": packed.nbytes}
-    named |= {"layouts": {name: weight.layout.name for name, weight in packed.weights.items()}, "kv": kv_cache_dtype}
-    return hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=32).digest()
 
 
 def _step_rows(nbytes: int) -> int:

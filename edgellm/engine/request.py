@@ -128,7 +128,8 @@ class Request:
             if self._matcher is not None:
                 self._matcher.accept(token)
             self._add(token, logprob)
-            if self.is_over:
+            if self.is_over:  # behind a stop, what was right as well is no part of the text
+                self.sequence.truncate(min(self.sequence.length, len(self.tokens)))
                 return
         if self._matcher is not None:
             self._force(self._matcher)

@@ -22,12 +22,12 @@ class SPMTokenizer(Tokenizer):
             raise TokenizerError(f"vocabulary: sentencepiece refuses it ({error})") from error
 
     def _encode_plain(self, text: str, starts: bool) -> list[int]:
-        prefix = " " if starts and self._vocabulary.add_space_prefix else ""
+        prefix = " " if starts and self._puts_space else ""
         ids: list[int] = self._engine.encode(prefix + text)
         return ids
 
     def _text_bytes(self, token: str, starts: bool) -> bytes:
-        if starts and self._vocabulary.add_space_prefix:
+        if starts and self._puts_space:
             token = token.removeprefix(SPACE)
         return token.replace(SPACE, " ").encode()
 

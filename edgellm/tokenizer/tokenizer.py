@@ -19,7 +19,7 @@ class Tokenizer(ABC):
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+        # The vocabulary itself is not kept: its merges, 48,000 texts, are the engine's from here on.
         self._tokens, self._types = vocabulary.tokens, vocabulary.types
         control = vocabulary.texts_of(CONTROL)
         if vocabulary.unknown is not None and self._types[vocabulary.unknown] == UNKNOWN:
@@ -28,7 +28,8 @@ class Tokenizer(ABC):
         self._user_defined = SpellingTable(vocabulary.texts_of(USER_DEFINED))
         self._puts_space = vocabulary.kind == "spm" and vocabulary.add_space_prefix
         self.vocabulary_size = len(self._tokens)  # V
-        self.bos = vocabulary.bos
+        self.bos, self._eos = vocabulary.bos, vocabulary.eos
+        self._add_bos, self._add_eos = vocabulary.add_bos, vocabulary.add_eos
         self.bos_token, self.eos_token = (
             "" if id_ is None else self._tokens[id_] for id_ in (vocabulary.bos, vocabulary.eos)
         )
@@ -56,12 +57,12 @@ class Tokenizer(ABC):
         return self._with_ends(ids, add_bos)
 
     def _with_ends(self, ids: list[int], add_bos: bool | None) -> list[int]:
-        bos = self._vocabulary.add_bos if add_bos is None else add_bos
+        bos = self._add_bos if add_bos is None else add_bos
         if bos and self.bos is None:
             raise OptionError("add_bos is set and the vocabulary has no BOS token; leave it out")
-        eos = add_bos is None and self._vocabulary.add_eos
+        eos = add_bos is None and self._add_eos
         start = [self.bos] if bos and ids[:1] != [self.bos] else []
-        end = [self._vocabulary.eos] if eos and ids[-1:] != [self._vocabulary.eos] else []
+        end = [self._eos] if eos and ids[-1:] != [self._eos] else []
         return [id_ for id_ in (*start, *ids, *end) if id_ is not None]
 
     def decode(self, ids: Sequence[int], *, special: bool = False, previous: int | None = None) -> str:

@@ -10,7 +10,7 @@ from gguf import GGUFWriter
 
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.errors import KernelError
-from edgellm.kernels import jit
+from edgellm.kernels import elf, jit
 from edgellm.kernels.targets import ISAS, host_target, target_for
 from edgellm.memory.kv import KVCache, KVDtype, Sequence
 from edgellm.model import reference
@@ -147,4 +147,12 @@ def test_instruction_sets_do_not_change_a_bit(
     kernel_cache: Path, packed: PackedModel, whole: np.ndarray, isa: str
 ) -> None:
     with stepper(jit.load(kernel_cache, isa=isa), packed) as run:
+        assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)
+
+
+def test_the_linker_does_not_change_a_bit(
+    kernel_cache: Path, packed: PackedModel, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elf, "RUNS_HERE", False)  # as on systems that elf.py does not know: LLVM links
+    with stepper(jit.load(kernel_cache), packed) as run:
         assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)

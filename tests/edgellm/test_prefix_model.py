@@ -1,0 +1,43 @@
+"""What the prefix cache means to somebody who generates: the same text, sooner, and a reason where it is not."""
+
+from pathlib import Path
+
+import edgellm
+from edgellm import Model, SamplingParams
+
+PARAMS = SamplingParams(max_tokens=12, temperature=0.8, seed=3, speculation="off")
+TEXT = [5 + (7 * at) % 250 for at in range(150)]
+
+
+def answer(model: Model, prompt: list[int]) -> tuple[list[int], int, str]:
+    stream = model.generate(prompt, PARAMS)
+    ids = [piece.id for piece in stream]
+    assert stream.cache_report is not None
+    return ids, stream.usage.num_cached_tokens, model.explain(stream.cache_report)
+
+
+def test_a_cached_prompt_gives_the_same_text_and_says_how_much_was_cached(tiny_gguf: Path) -> None:
+    with edgellm.load(tiny_gguf, threads=2) as model:
+        fresh, cached, why = answer(model, TEXT)
+        assert cached == 0 and "never seen" in why
+        again, cached, why = answer(model, TEXT)
+        assert (again, cached) == (fresh, len(TEXT) - 1), "a regenerate costs one token"
+        edited = [*TEXT[:100], 9, *TEXT[101:]]
+        _, cached, why = answer(model, edited)
+        assert cached == 100 and "token 100 differs" in why and repr(model.detokenize([TEXT[100]], special=True)) in why
+        _, cached, _ = answer(model, [*TEXT, *fresh[:-1], 9])
+        assert cached >= len(TEXT) + len(fresh) - 2, "the answer is part of the conversation's next prompt"
+        model.check_integrity()
+
+
+def test_a_restart_finds_what_was_cached(tiny_gguf: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "prefixes"
+    with edgellm.load(tiny_gguf, threads=1, prefix_cache=folder) as model:
+        fresh, _, _ = answer(model, TEXT)
+    with edgellm.load(tiny_gguf, threads=2, prefix_cache=folder) as model:
+        again, cached, why = answer(model, TEXT)
+        assert (again, cached) == (fresh, len(TEXT) - 1)
+        assert f"{cached} of them from disk" in why
+    with edgellm.load(tiny_gguf, threads=1, prefix_cache=folder, kv_cache_dtype="int8") as model:
+        _, cached, why = answer(model, TEXT)
+        assert cached == 0 and "another model file or KV format" in why
