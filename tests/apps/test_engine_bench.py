@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgellm import Model
-from edgellm.apps.engine_bench import caching, table
+from edgellm.apps.engine_bench import costs, table
 from edgellm.apps.engine_bench.bench import in_turn, ratio
 from tests.apps.conftest import Run
 from tests.tiny import make_tiny_gguf
@@ -30,10 +29,8 @@ def found(run: Run, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_every_figure_is_there_and_texts_are_equal(found: dict[str, Any]) -> None:
-    skipped = set() if caching.can_cache_on_disk() else {"cached_disk_speedup"}
-    assert set(found["aims"]) == KEYS
-    assert set(found["skipped"]) == skipped and all(found[key] is None for key in skipped)
-    for key in KEYS - skipped:
+    assert set(found["aims"]) == KEYS and found["skipped"] == {}
+    for key in KEYS:
         details = found["details"][key]
         assert found[key] > 0 and min(details["values"]) <= found[key] <= max(details["values"]), key
     assert 0 < found["overhead_share"] < 1
@@ -61,14 +58,6 @@ def test_what_belongs_to_the_other_bench_is_refused(run: Run, tiny: str, options
     assert (result.code, result.out) == (2, "") and options[0] in result.err
 
 
-def test_the_disk_is_measured_once_load_has_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(model: str, *, prefix_cache: Path | None = None) -> Model:
-        raise AssertionError
-
-    monkeypatch.setattr("edgellm.load", load)
-    assert caching.can_cache_on_disk()
-
-
 def test_two_things_are_measured_in_turn_and_compared_as_neighbours() -> None:
     order: list[str] = []
 
@@ -85,3 +74,9 @@ def test_aims_are_met_on_their_side() -> None:
     by_key = {measurement.key: measurement for measurement in table.MEASUREMENTS}
     assert by_key["json_ratio"].is_met(0.9) and not by_key["json_ratio"].is_met(0.89)
     assert by_key["overhead_share"].is_met(0.04) and not by_key["overhead_share"].is_met(0.041)
+
+
+def test_without_llguidance_the_remedy_is_named(run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "find_spec", lambda name: None)
+    found = json.loads(run("bench", tiny, "--engine", "--repeat", "1", "--threads", "1", "--json").out)
+    assert found["json_ratio"] is None and "pip install 'edgellm[constrain]'" in found["skipped"]["json_ratio"]

@@ -85,7 +85,7 @@ def test_compiling_is_shown_at_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(edgellm, "load", compile_one)
     screen = at_terminal(monkeypatch)
-    load(tmp_path, Namespace(threads=None, kv_cache_dtype="bf16"), context=None)
+    load(tmp_path, Namespace(threads=None, kv_cache_dtype="bf16", kv_memory=None), context=None)
     assert "compiling kernels for this processor, once: 3/8" in screen.getvalue()
 
 
