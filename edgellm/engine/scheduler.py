@@ -29,9 +29,12 @@ def share(wanted: Seq[int], budget: int) -> list[int]:
     return given
 
 
-def should_wait(request: Request, running: Seq[Request]) -> bool:
-    """Whether another computes a prefix of the same text, longer than what is cached by a block: it is shared soon."""
-    for other in running:
+def should_wait(request: Request, turn: Seq[Request]) -> bool:
+    """Whether another computes a prefix of the same text, longer than what is cached by a block: it is shared soon.
+
+    `turn` are those that take part in the next step: nobody may wait for one that does not.
+    """
+    for other in turn:
         if other.sequence is not None and other.num_left > 1:
             common = common_prefix(request.tokens, other.tokens)
             if common - other.sequence.length >= KV_BLOCK:
