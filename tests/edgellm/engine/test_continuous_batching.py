@@ -134,7 +134,7 @@ def test_a_request_cancelled_during_a_step_is_in_no_further_one(
     assert [len(step) for step in steps] == [2, 2, 2, 1, 1, 1]
     assert free[2] == free[3] > free[1]
     assert victim.finish_reason == "cancelled"
-    assert len(list(victim)) == 3 and list(victim) == []
+    assert len(list(victim)) == 2, "its prompt took two of its three steps"
     other.close()
 
 
@@ -158,15 +158,15 @@ def test_where_memory_is_short_the_highest_priority_goes_first(path: Path) -> No
         assert model.num_free_blocks == 6
 
 
-def test_priority_decides_who_is_in_a_full_batch(model: Model, steps: list[list[Rows]]) -> None:
-    params = replace(FOREVER, max_tokens=3)
-    low = [model.generate(longest(seed, 3), params) for seed in range(40)]
-    high = [model.generate(longest(seed, 3), params, priority=1) for seed in range(40, 50)]
-    next(low[0])
-    assert all(len(stream.ids) == 1 for stream in high + low[:22])
-    assert all(stream.ids == [] for stream in low[22:])
-    for stream in low + high:
-        assert len(list(stream)) == 3
+def test_priority_decides_who_is_in_a_full_batch(path: Path) -> None:
+    with small(path, 64) as model:
+        params = replace(FOREVER, max_tokens=3)
+        low = [model.generate(longest(seed, 3), params) for seed in range(40)]
+        high = [model.generate(longest(seed, 3), params, priority=1) for seed in range(40, 50)]
+        next(low[0])
+        assert all(len(stream.ids) == 1 for stream in high + low[:22])
+        assert all(stream.ids == [] for stream in low[22:])
+        assert [len(list(stream)) for stream in low + high] == [2] + [3] * 49
 
 
 def test_nobody_waits_for_the_prefix_of_one_that_does_not_run(small_steps: int, model: Model) -> None:
@@ -200,7 +200,7 @@ def test_a_full_context_is_an_error_an_end_or_a_shift(path: Path) -> None:
         assert len(list(stopped)) == 5 and stopped.finish_reason == "length"
         shifted = model.generate(longest(7, 60), replace(FOREVER, max_tokens=100, context_policy="shift"))
         assert len(list(shifted)) == 100 and shifted.finish_reason == "length"
-        assert shifted.usage.num_dropped_tokens == 4 * 33  # 65 tokens become 32, as often as they come to 65
+        assert shifted.usage.num_dropped_tokens == 3 * 33  # 65 tokens become 32: after 5 tokens, 38 and 71
         assert shifted.usage.num_completion_tokens == 100
 
 

@@ -20,6 +20,8 @@ from edgellm.kernels.ops import KV_BLOCK
         ([3, 100], 10, [3, 7]),
         ([9, 9, 9], 10, [4, 3, 3]),
         ([9, 9, 9], 2, [1, 1, 0]),
+        ([1, 117, 3, 0, 4], 6, [1, 1, 2, 0, 2]),
+        ([500, 1, 1], 2, [0, 1, 1]),
         ([0, 5], 4, [0, 4]),
         ([5, 5], 0, [0, 0]),
     ],
@@ -29,9 +31,7 @@ def test_rows_are_shared_alike(wanted: list[int], budget: int, given: list[int])
 
 
 def test_sharing_is_max_min_fair() -> None:
-    """Nothing is left while somebody wants it, nobody gets more than wanted, and who gets less than wanted gets no
-    less than anybody but for one row, which goes to those who come first.
-    """
+    """Nothing is left while somebody wants it, and who gets less than wanted has at most one row less than anybody."""
     rng = random.Random(0)
     for _ in range(3000):
         wanted = [rng.choice([0, 1, rng.randrange(10), rng.randrange(600)]) for _ in range(rng.randrange(9))]
@@ -41,7 +41,6 @@ def test_sharing_is_max_min_fair() -> None:
         assert all(0 <= got <= want for got, want in zip(given, wanted, strict=True))
         short = [got for got, want in zip(given, wanted, strict=True) if got < want]
         assert all(got <= least + 1 for least in short for got in given), (wanted, budget, given)
-        assert short == sorted(short, reverse=True), (wanted, budget, given)
 
 
 def request(priority: int = 0, tokens: list[int] | None = None, computed: int | None = None) -> Any:
