@@ -110,7 +110,7 @@ def answer_together(model: Model, requests: Sequence[Asked], *, readers: int = 3
         opened: dict[int, tuple[Stream, list[Piece]]] = {}
         try:
             while todo or opened:
-                if todo and (len(opened) < streams and rng.random() < 0.5 or not opened):
+                if todo and ((len(opened) < streams and rng.random() < 0.5) or not opened):
                     number = todo.pop(0)
                     asked = requests[number]
                     stream = model.generate(asked.prompt, asked.params, priority=asked.priority)

@@ -40,7 +40,9 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> int:
     return 40
 
 
-def test_a_short_request_does_not_wait_for_a_long_prompt(small_steps: int, model: Model, steps: list[list[Rows]]) -> None:
+def test_a_short_request_does_not_wait_for_a_long_prompt(
+    small_steps: int, model: Model, steps: list[list[Rows]]
+) -> None:
     long = model.generate(longest(0), FOREVER)
     short = model.generate(PROMPT, FOREVER)
     next(short)

@@ -13,7 +13,15 @@ from edgellm.engine import model as model_module
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVDtype, kv_bytes_per_token
 from tests.edgellm.engine.requests import (
-    CONTEXT, VOCABULARY, Asked, Given, answer, answer_alone, answer_together, assert_equal, random_requests,
+    CONTEXT,
+    VOCABULARY,
+    Asked,
+    Given,
+    answer,
+    answer_alone,
+    answer_together,
+    assert_equal,
+    random_requests,
 )  # fmt: skip
 
 REQUESTS = random_requests(1000, seed=1)
@@ -92,7 +100,7 @@ def test_drafts_change_no_text(path: Path, alone: list[Given], _session_home: No
 def test_drafts_do_not_change_how_often_tokens_are_drawn(model: Model) -> None:
     """Chi-squared, of the token behind a draft that is often wrong, over seeds; the prompt repeats itself."""
     draws = 250
-    bias = {token: 100.0 for token in range(10, 14)}
+    bias = dict.fromkeys(range(10, 14), 100.0)
     prompt = [10, 11, 12, 13, 11, 12, 10, 13] * 2
     counts = {"on": np.zeros(4), "off": np.zeros(4)}
     drafted = 0
