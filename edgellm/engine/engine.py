@@ -39,14 +39,15 @@ class Engine:
         self._requests: list[Request] = []  # that are not over, as they came
         # Not reentrant: a stream may be collected, and closed, while this very thread holds it
         self._changed = threading.Condition(threading.Lock())
-        self._is_driven = self._is_closed = False
+        self._is_driven = self._is_closed = self._has_ended = False
         self._pid = os.getpid()
-        self.costs = CostModel(self._measure, depth=max(1, min(COSTS_DEPTH, context - MAX_DRAFT_ROWS)))
+        self._costs_depth = max(1, min(COSTS_DEPTH, context - MAX_DRAFT_ROWS))
+        self.costs = CostModel(self._measure, depth=self._costs_depth)
         weakref.finalize(self, team.close)  # an engine that nobody closed must not leave threads behind
 
     def submit(self, request: Request) -> None:
         """Let it take part from the next step on. Errors: ClosedError; KVMemoryError for what can never fit."""
-        needed = -(-(len(request.tokens) + 1) // KV_BLOCK)
+        needed = -(-min(len(request.tokens), self._context) // KV_BLOCK)  # what is more is shifted out first
         if needed > self._cache.num_blocks:
             raise KVMemoryError(
                 f"the prompt's {len(request.tokens)} tokens need {needed} KV blocks, there are "
@@ -58,22 +59,26 @@ class Engine:
 
     def next_piece(self, request: Request) -> Piece | None:
         """The next piece of a request, computed if need be; None at its end. Errors: what ended it."""
-        with self._changed:
-            while self._is_driven and not request.pieces and not request.is_over:
-                self._changed.wait()
-            if request.pieces:
-                return request.pieces.popleft()
-            if request.error is not None:
-                raise request.error
-            if request.finish_reason is not None:
-                return None
-            self.check_open()
-            self._is_driven = True
+        self._check_process()
+        drives = False
         try:
+            with self._changed:
+                while self._is_driven and not request.pieces and not request.is_over:
+                    self._changed.wait()
+                if request.pieces:
+                    return request.pieces.popleft()
+                if request.error is not None:
+                    raise request.error
+                if request.finish_reason is not None:
+                    return None
+                self.check_open()
+                self._is_driven = drives = True  # in one go: an interrupt may come behind every call
             while not request.pieces and not request.is_over:
                 self._step()
         finally:
-            self._release()
+            if drives:
+                self._is_driven = False  # here, where no interrupt can come before
+                self._release()
         return self.next_piece(request)
 
     def cancel(self, request: Request) -> None:
@@ -90,30 +95,40 @@ class Engine:
     @contextmanager
     def alone(self) -> Iterator[Stepper]:
         """The stepper for oneself, between two steps. Errors: ClosedError."""
-        with self._changed:
-            while self._is_driven:
-                self._changed.wait()
-            self.check_open()
-            self._is_driven = True
+        self._check_process()
+        drives = False
         try:
+            with self._changed:
+                while self._is_driven:
+                    self._changed.wait()
+                self.check_open()
+                self._is_driven = drives = True
             yield self._stepper
         finally:
-            self._release()
+            if drives:
+                self._is_driven = False  # here, where no interrupt can come before
+                self._release()
 
     def close(self) -> None:
-        """End all requests, with ClosedError for their readers, and the threads. A step that runs is finished."""
+        """End all requests, with ClosedError for their readers, and the threads. A step that runs is finished.
+
+        Whoever closes it at the same time returns when all is over; a forked child just leaves it.
+        """
+        if os.getpid() != self._pid:
+            return
         with self._changed:
-            if self._is_closed:
-                return
             self._is_closed = True  # which ends the reader that drives at its next step
             while self._is_driven:
                 self._changed.wait()
+            if self._has_ended:
+                return
+            self._has_ended = True
             for request in self._requests:
                 request.error = ClosedError("the model was closed; load it again to use it")
             self._end_over()
             self._changed.notify_all()
-        self._team.close()
-        self._stepper.close()
+            self._team.close()
+            self._stepper.close()
 
     @property
     def num_free_blocks(self) -> int:
@@ -167,26 +182,31 @@ class Engine:
             request.take(rows, seconds, seen)
         except EdgeLLMError as error:  # a constraint that came to a limit
             request.error = error
-        if sequence.length // KV_BLOCK > before // KV_BLOCK:
+        if not request.is_over and sequence.length // KV_BLOCK > before // KV_BLOCK:
             self.prefixes.commit(sequence, request.tokens[: sequence.length])
 
     def _plan(self) -> list[tuple[Request, Rows]]:
         """Requests and what is computed of them, with room reserved; some may end here for lack of memory."""
         self.check_open()
         self._end_cancelled()
-        turn = in_turn(self._requests)[:MAX_RUNNING]
+        turn = in_turn(self._requests)[: min(MAX_RUNNING, self._stepper.max_rows)]
         for request in turn:
-            self._admit(request)
+            self._admit(request, turn)
         running = [request for request in turn if request.sequence is not None]
         decoding = [request for request in running if request.num_left == 1]
         filling = [request for request in running if request.num_left > 1]
-        budgets = dict(zip(filling, share([r.num_left for r in filling], self._budget(running)), strict=True))
-        draft = (MAX_DRAFT_ROWS - len(decoding)) // max(len(decoding), 1) if not filling else 0
+        budget = min(self._budget(running), self._stepper.max_rows - len(decoding))
+        budgets = dict(zip(filling, share([r.num_left for r in filling], budget), strict=True))
+        draft = 0 if filling else self._draft_length(len(decoding))
         work = []
         for request in [*decoding, *filling]:
             if request.sequence is None:  # another needed its memory
                 continue
-            rows = request.rows(budgets.get(request, 1), draft)
+            try:
+                rows = request.rows(budgets.get(request, 1), draft)
+            except EdgeLLMError as error:  # a constraint that came to a limit
+                request.error = error
+                continue
             if rows.tokens and self._reserve(request, len(rows.tokens)):
                 work.append((request, rows))
         self._end_over()
@@ -194,13 +214,19 @@ class Engine:
 
     def _budget(self, running: Seq[Request]) -> int:
         """Rows of a step for prompts: with company less, so that nobody waits long for the step's end."""
-        return self._stepper.max_rows - MAX_DRAFT_ROWS if len(running) == 1 else self._stepper.max_rows // 2
+        return self._stepper.max_rows if len(running) == 1 else -(-self._stepper.max_rows // 2)
 
-    def _admit(self, request: Request) -> None:
+    def _draft_length(self, num_decoding: int) -> int:
+        """Tokens that each may draft. None where memory is short: nobody loses any to a guess or a measurement."""
+        if not num_decoding or self._cache.num_free * KV_BLOCK < self._costs_depth + MAX_DRAFT_ROWS:
+            return 0
+        return max(min(MAX_DRAFT_ROWS, self._stepper.max_rows) - num_decoding, 0) // num_decoding
+
+    def _admit(self, request: Request, turn: Seq[Request]) -> None:
         if request.params.context_policy == "shift" and len(request.tokens) > self._context:
             self._give_back(request)
             request.shift()
-        if request.sequence is None and not should_wait(request, self._requests):
+        if request.sequence is None and not should_wait(request, turn):
             request.sequence, report = self.prefixes.begin(request.tokens)
             request.report = request.report or report
 
@@ -223,6 +249,8 @@ class Engine:
     def _give_back(self, request: Request) -> None:
         """Its memory, which the prefix cache keeps while nobody needs it."""
         if request.sequence is not None:
+            # More is computed than the text has, where it ends or was interrupted within a draft
+            request.sequence.truncate(min(request.sequence.length, len(request.tokens)))
             self.prefixes.end(request.sequence, request.tokens[: request.sequence.length])
             request.sequence = None
 
@@ -233,27 +261,29 @@ class Engine:
         self._end_over()
 
     def _end_over(self) -> None:
-        over = [request for request in self._requests if request.is_over]
-        if over:
-            self._requests = [request for request in self._requests if not request.is_over]
-        for request in over:
+        for request in [request for request in self._requests if request.is_over]:
             self._give_back(request)
+            self._requests.remove(request)  # only now: an interrupt leaves the others to the next time
             self.session.add(IndexedText(request.tokens))
 
     def _release(self) -> None:
         with self._changed:
-            self._is_driven = False
-            self._end_cancelled()
+            if not self._is_driven:  # by another already
+                self._end_cancelled()
             self._changed.notify_all()
 
     def check_open(self) -> None:
         """Errors: ClosedError."""
+        self._check_process()
+        if self._is_closed:
+            raise ClosedError("the model was closed; load it again to use it")
+
+    def _check_process(self) -> None:
+        """Before the lock is taken: another thread of the parent may have held it. Errors: ClosedError."""
         if os.getpid() != self._pid:
             raise ClosedError(
                 "the process was forked, and threads do not come along; load the model again in the child"
             )
-        if self._is_closed:
-            raise ClosedError("the model was closed; load it again to use it")
 
     def _measure(self, rows: int, depth: int) -> float:
         """Seconds of a step of `rows` rows behind `depth` tokens, whatever they are."""

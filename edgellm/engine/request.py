@@ -64,6 +64,7 @@ class Request:
         limit = params.max_tokens or (room if params.context_policy != "shift" else None)
         self._limit = min(limit, room) if limit and params.context_policy == "stop" else limit
         self._drafted: list[int] = []
+        self._has_chosen = False  # a token, as opposed to those that a constraint forces
         controller.update(prompt)
         if matcher is not None:
             self._force(matcher)
@@ -84,7 +85,7 @@ class Request:
     def shift(self) -> None:
         """Drop tokens behind the first `context_keep`, so that half of the context is free again."""
         keep = min(self.params.context_keep, self._context // 4)
-        newest = self._context // 2 - keep
+        newest = max(self._context // 2, 1) - keep
         dropped = len(self.tokens) - keep - newest
         self.tokens[keep : keep + dropped] = []
         self.num_dropped += dropped
@@ -106,13 +107,14 @@ class Request:
 
     def take(self, rows: Rows, seconds: float, seen: Observation | None = None) -> None:
         """Learn what the step of these rows chose, and keep what was seen of it."""
-        if self.ids:
+        if self._has_chosen:
             self.decode_seconds += seconds
         else:
             self.prefill_seconds += seconds
         if not rows.logits:
             self._keep(seen, 0)
             return
+        self._has_chosen = True
         assert self.sequence is not None
         right = 0
         while right < len(self._drafted) and self.sampler.chosen(right) == self._drafted[right]:
@@ -128,8 +130,7 @@ class Request:
             if self._matcher is not None:
                 self._matcher.accept(token)
             self._add(token, logprob)
-            if self.is_over:  # behind a stop, what was right as well is no part of the text
-                self.sequence.truncate(min(self.sequence.length, len(self.tokens)))
+            if self.is_over:
                 return
         if self._matcher is not None:
             self._force(self._matcher)
@@ -145,7 +146,18 @@ class Request:
 
     def _draft(self, limit: int) -> list[int]:
         drafted = self._controller.draft(limit)
-        return drafted[: self._matcher.validate(drafted)] if self._matcher and drafted else drafted
+        return drafted[: self._num_allowed(self._matcher, drafted)] if self._matcher and drafted else drafted
+
+    def _num_allowed(self, matcher: Matcher, drafted: list[int]) -> int:
+        """Drafted tokens up to where the constraint forces one: that takes no draw, so it cannot be drafted."""
+        count = matcher.validate(drafted)
+        for at, token in enumerate(drafted[:count], 1):
+            matcher.accept(token)
+            if matcher.forced():
+                count = at
+                break
+        matcher.rollback(count)
+        return count
 
     def _masks(self) -> np.ndarray:
         """Tokens that the constraint allows next and behind each drafted one, int32 [1 + drafted][V/32]."""

@@ -14,24 +14,23 @@ def in_turn(requests: Seq[Request]) -> list[Request]:
 def share(wanted: Seq[int], budget: int) -> list[int]:
     """Rows for each: everyone gets what all can have alike, and who wants less leaves the rest to the others.
 
-    So a short prompt beside a long one is computed in one step, whoever came first. The first in turn gets the rows
-    that cannot be dealt evenly.
+    So a short prompt beside a long one is computed in one step, whoever came first. Rows that cannot be dealt evenly
+    go to those who want least, of equals to the first in turn.
     """
     given = [0] * len(wanted)
-    open_ones = [at for at, want in enumerate(wanted) if want]
-    while budget and open_ones:
-        each, over = divmod(budget, len(open_ones))
-        for place, at in enumerate(open_ones):
-            more = min(each + (place < over), wanted[at] - given[at])
-            given[at] += more
-            budget -= more
-        open_ones = [at for at in open_ones if given[at] < wanted[at]]
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    for place, at in enumerate(order):
+        given[at] = min(wanted[at], -(-budget // (len(order) - place)))
+        budget -= given[at]
     return given
 
 
-def should_wait(request: Request, running: Seq[Request]) -> bool:
-    """Whether another computes a prefix of the same text, longer than what is cached by a block: it is shared soon."""
-    for other in running:
+def should_wait(request: Request, turn: Seq[Request]) -> bool:
+    """Whether another computes a prefix of the same text, longer than what is cached by a block: it is shared soon.
+
+    `turn` are those that take part in the next step: nobody may wait for one that does not.
+    """
+    for other in turn:
         if other.sequence is not None and other.num_left > 1:
             common = common_prefix(request.tokens, other.tokens)
             if common - other.sequence.length >= KV_BLOCK:

@@ -84,8 +84,9 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
         self.close()
 
     def __del__(self) -> None:
+        # Only noted, for the engine to find: the collector may run anywhere, even where a lock is held
         if hasattr(self, "_request"):  # not where making it failed
-            self.close()
+            self._request.is_cancelled = True
 
     @property
     def ids(self) -> list[int]:
@@ -116,7 +117,7 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
     @property
     def timings(self) -> Timings:
         request = self._request
-        if not request.ids:
+        if not request.prefill_seconds:
             return Timings(None, None, None)
         further, computed = len(request.ids) - 1, len(self.prompt_ids) - request.num_shared
         return Timings(
