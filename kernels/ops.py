@@ -12,8 +12,9 @@ Buffers:
     activation    what a matrix product reads: rows quantized to INT8 with a scale per block of 32, see below
     logits        float32 [logit rows][V]
     kv            one arena of blocks of KV_BLOCK tokens; a block holds [L][K][keys, values]:
-                  keys bf16 [E/2][KV_BLOCK][2], values bf16 [KV_BLOCK/2][E][2]; or both int8, then their
-                  scales, bf16 [keys, values][E/32][KV_BLOCK]: 32 entries of a key or value are scale * code
+                  keys bf16 [E/2][KV_BLOCK][2], values bf16 [KV_BLOCK/2][E][2]; or keys int8
+                  [E][KV_BLOCK], values int8 [KV_BLOCK][E], and scales bf16 [keys, values][E/32][KV_BLOCK]: 32
+                  entries of a key or value are scale * code
 
 An activation holds rows in tiles of T rows: as high as the register tile while rows last, then 4, 2 and 1. The tile of
 rows r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 24 in the meta bytes:

@@ -122,6 +122,6 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
         further, computed = len(request.ids) - 1, len(self.prompt_ids) - request.num_shared
         return Timings(
             first_token_ms=request.prefill_seconds * 1e3,
-            prefill_tokens_per_second=computed / request.prefill_seconds,
+            prefill_tokens_per_second=computed / request.prefill_seconds if request.prefill_seconds else None,
             decode_tokens_per_second=further / request.decode_seconds if further and request.decode_seconds else None,
         )

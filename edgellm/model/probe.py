@@ -126,14 +126,14 @@ def read_keys(
     result = np.empty((-(-count // KV_BLOCK) * KV_BLOCK, size), np.float32)
     for number, block in enumerate(sequence.blocks[: len(result) // KV_BLOCK]):
         data = cache.block_view(block)[offset : offset + cache.head_stride]
+        keys: Any
         if cache.dtype == "bf16":
-            keys: Any = _bf16(data[: size * KV_BLOCK * 2])
+            keys = _bf16(data[: size * KV_BLOCK * 2])
+            keys = keys.reshape(size // 2, KV_BLOCK, 2).transpose(1, 0, 2).reshape(KV_BLOCK, size)
         else:
-            keys = data[: size * KV_BLOCK].view(np.int8).astype(np.float32)
-        keys = keys.reshape(size // 2, KV_BLOCK, 2).transpose(1, 0, 2).reshape(KV_BLOCK, size)
-        if cache.dtype == "int8":
-            scales = _bf16(data[2 * size * KV_BLOCK :][: size // 32 * KV_BLOCK * 2])
-            keys = keys * scales.reshape(size // 32, KV_BLOCK).T.repeat(32, axis=1)
+            scales = _bf16(data[2 * size * KV_BLOCK :][: size // 32 * KV_BLOCK * 2]).reshape(size // 32, KV_BLOCK)
+            codes = data[: size * KV_BLOCK].view(np.int8).reshape(size, KV_BLOCK)
+            keys = codes.T * scales.T.repeat(32, axis=1)
         result[number * KV_BLOCK : (number + 1) * KV_BLOCK] = keys
     return result[:count]
 

@@ -7,7 +7,7 @@ from edgellm.kernels.simd.pairs import make_pairs
 from edgellm.kernels.simd.vectors import selected
 
 PAIRS = make_pairs(selected().fast_bf16)
-PAIR_BYTES, store_pairs, load_pairs = PAIRS.nbytes, PAIRS.store, PAIRS.load
+PAIR_BYTES, store_pairs, load_pairs, broadcast_pair = PAIRS.nbytes, PAIRS.store, PAIRS.load, PAIRS.broadcast
 FEW = 4 if HAS_32_REGISTERS else 0  # queries that take two blocks of keys at once
 
 scores_8, scores_4, scores_3, scores_2, scores_1 = (make_scores(n, 1, PAIRS) for n in (8, 4, 3, 2, 1))

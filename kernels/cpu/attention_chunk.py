@@ -1,9 +1,4 @@
-"""Attention of a few queries to one chunk of positions, for keys and values in bf16 or INT8.
-
-INT8 codes become bf16, which holds them exactly, in a scratch that stays in the cache; so both formats share their
-tiles. 32 entries of a head have a scale: products are summed over 32 entries, then scaled; and weights are scaled for
-every 32 entries of the values, and rounded to bf16 once more.
-"""
+"""Attention of a few queries to one chunk of positions: scores, what becomes of them, and the values they weigh."""
 
 from typing import Any
 
@@ -12,22 +7,19 @@ import numpy as np
 from edgellm.kernels.cpu.attention_blocks import (
     FEW,
     PAIR_BYTES,
-    add_narrow_values,
     add_values,
-    load_pairs,
     score_block,
     score_two_blocks,
     store_pairs,
 )
+from edgellm.kernels.cpu.attention_int8 import add_values_int8, score_int8
 from edgellm.kernels.cpu.math import exp2
 from edgellm.kernels.cpu.rows import SEQUENCES, kv_address
-from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, RESULT_HEADER, STEP
 from edgellm.kernels.simd.arithmetic import (
     both,
     choose,
     choose_i32,
-    fma,
     fold_max,
     fold_sum,
     lane_numbers,
@@ -39,10 +31,7 @@ from edgellm.kernels.simd.arithmetic import (
 )
 from edgellm.kernels.simd.bfloat import (
     from_bf16,
-    load_bf16x16,
-    load_i8_pairs,
     round_to_bf16,
-    to_bf16,
 )
 from edgellm.kernels.simd.kernel import inlined, kernel
 from edgellm.kernels.simd.memory import (
@@ -51,7 +40,6 @@ from edgellm.kernels.simd.memory import (
     load_i64,
     store_f32,
     store_f32x16,
-    store_i32x16,
 )
 
 HEADS, KV_HEADS, HEAD_SIZE, KV_INT8, WINDOW = (
@@ -92,45 +80,6 @@ def soften(scores: int, hidden: int, visible: int, width: int, result: int) -> N
         total = total + from_bf16(bits)
     store_f32(result, m)
     store_f32(result + 4, fold_sum(total))
-
-
-@kernel
-def unpack(codes: int, count: int, out: int) -> None:
-    """int8 [count] -> bf16 [count]"""
-    for i in range(0, count, 32):
-        store_i32x16(out + i * 2, load_i8_pairs(codes + i))
-
-
-@kernel
-def score_int8(queries: int, count: int, block: int, head_size: int, scratch: int, scores: int) -> None:
-    """Scores of `count` queries against a block of INT8 keys; scratch bf16 [E][KV_BLOCK], float32 [count][CHUNK]."""
-    scales, parts = block + 2 * head_size * KV_BLOCK, scratch + head_size * KV_BLOCK * 2
-    unpack(block, head_size * KV_BLOCK, scratch)
-    for first in range(0, head_size, BLOCK):
-        score_block(queries + first * WEIGHT_BYTES, count, scratch + first * KV_BLOCK * 2, BLOCK, parts)
-        for half in range(0, KV_BLOCK, 16):
-            scale = load_bf16x16(scales + (first + half) * 2)
-            for i in range(count):
-                at = (i * CHUNK + half) * 4
-                total = load_f32x16(scores + at) if first else zero_f32()
-                store_f32x16(scores + at, fma(load_f32x16(parts + at), scale, total))
-
-
-@kernel
-def add_values_int8(
-    weights: int, count: int, block: int, head_size: int, pairs: int, scratch: int, out: int, stride: int
-) -> None:
-    """out float32 [count][stride] += weights times a block of INT8 values; scratch as above."""
-    codes, scales = block + head_size * KV_BLOCK, block + (2 * head_size + head_size // BLOCK * 2) * KV_BLOCK
-    scaled = scratch + head_size * KV_BLOCK * 2
-    unpack(codes, pairs * 2 * head_size, scratch)
-    for first in range(0, head_size, BLOCK):
-        for half in range(0, KV_BLOCK, 16):
-            scale = load_bf16x16(scales + (first + half) * 2)
-            for i in range(count):
-                at = i * CHUNK * 4 + half * WEIGHT_BYTES
-                store_pairs(scaled + at, to_bf16(from_bf16(load_pairs(weights + at)) * scale))
-        add_narrow_values(scaled, count, scratch + first * 4, head_size, pairs, out + first * 4, stride)
 
 
 @kernel

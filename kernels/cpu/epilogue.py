@@ -19,8 +19,8 @@ from edgellm.kernels.simd.memory import (
     load_i32,
     load_i64,
     scatter_i8,
-    scatter_i8_pairs,
     store_f32x16,
+    store_i8x16,
 )
 
 POSITIONS = STEP.positions
@@ -56,13 +56,12 @@ def into_cache(part: int, step: int, y: int, row: int, first: int, is_key: int) 
     if load_i64(part + KV_INT8):
         scales = base + 2 * at_values + (0 if is_key else head_size * 2) + (entry + slot) * 2
         low, high = quantize_kv(low, high, scales)
-        to = base + entry * KV_BLOCK + slot * 2 if is_key else base + at_values + (slot & -2) * head_size + entry * 2
         if is_key:
-            scatter_i8_pairs(to, low, KV_BLOCK * 2)
-            scatter_i8_pairs(to + 16 * KV_BLOCK, high, KV_BLOCK * 2)
+            scatter_i8(base + entry * KV_BLOCK + slot, low, KV_BLOCK)
+            scatter_i8(base + (entry + 16) * KV_BLOCK + slot, high, KV_BLOCK)
         else:
-            scatter_i8(to + (slot & 1), low, 2)
-            scatter_i8(to + (slot & 1) + 32, high, 2)
+            store_i8x16(base + at_values + slot * head_size + entry, low)
+            store_i8x16(base + at_values + slot * head_size + entry + 16, high)
     elif is_key:
         to = base + (entry * KV_BLOCK + slot * 2) * 2
         scatter_pairs(to, to_bf16(low), KV_BLOCK * 4)

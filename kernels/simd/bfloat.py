@@ -76,14 +76,10 @@ def from_bf16(b: Builder, bits: Any) -> Any:
     return b.bitcast(b.shl(bits, constant(I32X16, 16)), F32X16)
 
 
-@operation(i32x16, address)
-def load_i8_pairs(b: Builder, where: Any) -> Any:
-    """32 signed bytes as 16 pairs of bf16, which hold them exactly."""
-    pairs = b.zext(b.load(pointer(b, where, I16X16), align=1), I32X16)
-    low = b.ashr(b.shl(pairs, constant(I32X16, 24)), constant(I32X16, 24))
-    high = b.ashr(b.shl(pairs, constant(I32X16, 16)), constant(I32X16, 24))
-    low, high = (b.bitcast(b.sitofp(v, F32X16), I32X16) for v in (low, high))
-    return b.or_(b.lshr(low, constant(I32X16, 16)), high)
+@operation(i32x16, f32x16, f32x16)
+def join_bf16(b: Builder, low: Any, high: Any) -> Any:
+    """16 pairs of values that bf16 holds exactly."""
+    return b.or_(b.lshr(b.bitcast(low, I32X16), constant(I32X16, 16)), b.bitcast(high, I32X16))
 
 
 @operation(f32x16, address)

@@ -139,6 +139,12 @@ def store_i32x16(b: Builder, where: Any, v: Any) -> None:
     b.store(v, pointer(b, where, I32X16), align=4)
 
 
+@operation(f32x16, address)
+def load_i8x16(b: Builder, where: Any) -> Any:
+    """16 signed bytes, as floats."""
+    return b.sitofp(b.sext(b.load(pointer(b, where, I8X16), align=1), I32X16), F32X16)
+
+
 @operation(types.void, address, types.int64)
 def store_i8(b: Builder, where: Any, value: Any) -> None:
     b.store(b.trunc(value, I8), pointer(b, where, I8))
@@ -156,15 +162,6 @@ def scatter_i8(b: Builder, where: Any, v: Any, stride: Any) -> None:
     low = b.trunc(v, I8X16)
     for lane in range(LANES):
         b.store(b.extract_element(low, I32(lane)), pointer(b, where, I8))
-        where = b.add(where, stride)
-
-
-@operation(types.void, address, i32x16, types.int64)
-def scatter_i8_pairs(b: Builder, where: Any, v: Any, stride: Any) -> None:
-    """The low bytes of 16 integers as 8 pairs of neighbours, `stride` bytes apart."""
-    pairs = b.bitcast(b.trunc(v, I8X16), ir.VectorType(I16, LANES // 2))
-    for lane in range(LANES // 2):
-        b.store(b.extract_element(pairs, I32(lane)), pointer(b, where, I16), align=1)
         where = b.add(where, stride)
 
 

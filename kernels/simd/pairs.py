@@ -30,6 +30,8 @@ from edgellm.kernels.simd.vectors import (
     splat,
 )
 
+TWO = types.UniTuple(f32x16, 2)
+
 
 class Pairs(NamedTuple):
     """One way to multiply pairs: how they lie in memory, and the operations on them."""
@@ -40,6 +42,7 @@ class Pairs(NamedTuple):
     dot: Callable[..., Any]
     store: Callable[..., Any]  # 16 bf16 as 8 pairs
     load: Callable[..., Any]  # what `store` stored
+    broadcast: Callable[..., Any]  # the two values of a pair, each in all lanes
 
 
 def native_pairs() -> Pairs:
@@ -62,20 +65,21 @@ def native_pairs() -> Pairs:
     def load(b: Builder, where: Any) -> Any:
         return b.zext(b.load(pointer(b, where, I16X16), align=2), I32X16)
 
-    return Pairs(4, i32x16, halves, dot, store, load)
+    @operation(TWO, address)
+    def broadcast(b: Builder, pair: Any) -> Any:
+        return _split(b, splat(b, b.load(pointer(b, pair, I32), align=4)))
+
+    return Pairs(4, i32x16, halves, dot, store, load, broadcast)
 
 
 def split_pairs() -> Pairs:
     """By two multiply-adds of float32."""
-    two = types.UniTuple(f32x16, 2)
 
-    @operation(two, i32x16)
+    @operation(TWO, i32x16)
     def halves(b: Builder, x: Any) -> Any:
-        low, high = b.shl(x, constant(I32X16, 16)), b.and_(x, constant(I32X16, -(1 << 16)))
-        both = ir.Constant(ir.ArrayType(F32X16, 2), ir.Undefined)
-        return b.insert_value(b.insert_value(both, b.bitcast(low, F32X16), 0), b.bitcast(high, F32X16), 1)
+        return _split(b, x)
 
-    @operation(f32x16, f32x16, two, address)
+    @operation(f32x16, f32x16, TWO, address)
     def dot(b: Builder, total: Any, x: Any, pair: Any) -> Any:
         low, high = (splat(b, b.load(pointer(b, b.add(pair, I64(at)), F32), align=4)) for at in (0, 4))
         return fused(b, b.extract_value(x, 0), low, fused(b, b.extract_value(x, 1), high, total))
@@ -88,7 +92,21 @@ def split_pairs() -> Pairs:
     def load(b: Builder, where: Any) -> Any:
         return b.lshr(b.load(pointer(b, where, I32X16), align=4), constant(I32X16, 16))
 
-    return Pairs(8, two, halves, dot, store, load)
+    @operation(TWO, address)
+    def broadcast(b: Builder, pair: Any) -> Any:
+        return _two(b, *(splat(b, b.load(pointer(b, b.add(pair, I64(at)), F32), align=4)) for at in (0, 4)))
+
+    return Pairs(8, TWO, halves, dot, store, load, broadcast)
+
+
+def _split(b: Builder, pairs: Any) -> Any:
+    low, high = b.shl(pairs, constant(I32X16, 16)), b.and_(pairs, constant(I32X16, -(1 << 16)))
+    return _two(b, b.bitcast(low, F32X16), b.bitcast(high, F32X16))
+
+
+def _two(b: Builder, low: Any, high: Any) -> Any:
+    both = ir.Constant(ir.ArrayType(F32X16, 2), ir.Undefined)
+    return b.insert_value(b.insert_value(both, low, 0), high, 1)
 
 
 def make_pairs(native: bool) -> Pairs:

@@ -26,8 +26,7 @@ def pack_bf16(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def pack_int8(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     (k, k_scales), (v, v_scales) = (reference.quantize_kv(x) for x in (keys, values))
-    codes = [k.reshape(ops.KV_BLOCK, -1, 2).transpose(1, 0, 2), v.reshape(-1, 2, HEAD_SIZE).transpose(0, 2, 1)]
-    scales = np.stack([bits(s.T) for s in (k_scales, v_scales)])
+    codes, scales = [k.T, v], np.stack([bits(s.T) for s in (k_scales, v_scales)])
     return np.concatenate([*(c.astype(np.int8).ravel().view(np.uint8) for c in codes), scales.ravel().view(np.uint8)])
 
 

@@ -121,7 +121,7 @@ def test_a_request_cancelled_during_a_step_is_in_no_further_one(
     victim, other = model.generate(longest(4), FOREVER), model.generate(PROMPT, FOREVER)
     take, free = Request.take, []
 
-    def taking(self: Request, rows: Rows, seconds: float) -> None:
+    def taking(self: Request, rows: Rows, seconds: float, seen: object = None) -> None:
         if len(steps) == 3:
             closer = threading.Thread(target=victim.close)
             closer.start()
