@@ -12,7 +12,7 @@ from edgellm.kernels.cpu.attention_blocks import (
     score_two_blocks,
     store_pairs,
 )
-from edgellm.kernels.cpu.attention_int8 import add_values_int8, score_int8
+from edgellm.kernels.cpu.attention_int8 import add_values_int8, prefetch_int8, score_int8
 from edgellm.kernels.cpu.math import exp2
 from edgellm.kernels.cpu.rows import SEQUENCES, kv_address
 from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, RESULT_HEADER, STEP
@@ -106,6 +106,9 @@ def attend_chunk(
     while at < width:
         keys = kv_address(step, sequence, begin + at, kv_offset, block_stride)
         if is_int8:
+            if at + KV_BLOCK < width:
+                following = kv_address(step, sequence, begin + at + KV_BLOCK, kv_offset, block_stride)
+                prefetch_int8(following, 0, head_size)
             score_int8(queries, count * group, keys, head_size, scratch, scores + at * 4)
             at += KV_BLOCK
         elif count * group <= FEW and at + KV_BLOCK < width:
@@ -128,6 +131,9 @@ def attend_chunk(
         pairs = (min(KV_BLOCK, width - at) + 1) >> 1
         weights, out = scores + start * 4 + (at - start) * WEIGHT_BYTES, results + RESULT_HEADER * 4
         if is_int8:
+            if at + KV_BLOCK < width:
+                following = kv_address(step, sequence, begin + at + KV_BLOCK, kv_offset, block_stride)
+                prefetch_int8(following, 1, head_size)
             add_values_int8(weights, count * group, block, head_size, pairs, scratch, out, result_stride)
         else:
             values = block + head_size * KV_BLOCK * 2

@@ -20,7 +20,7 @@ from edgellm.kernels.ops import CHUNK, KV_BLOCK, QUERY_STRIDE
 from edgellm.kernels.simd.arithmetic import fma, put, zero_f32, zero_tile
 from edgellm.kernels.simd.bfloat import from_bf16, join_bf16, load_bf16x16, to_bf16
 from edgellm.kernels.simd.kernel import kernel
-from edgellm.kernels.simd.memory import broadcast_f32, load_f32x16, load_i8x16, store_f32x16, store_i32x16
+from edgellm.kernels.simd.memory import broadcast_f32, load_f32x16, load_i8x16, prefetch, store_f32x16, store_i32x16
 from edgellm.kernels.simd.vectors import f32x16
 
 WEIGHT_BYTES = PAIR_BYTES // 2
@@ -92,6 +92,17 @@ def make_direct_values(queries: int) -> Direct:
 
 direct_scores_1, direct_scores_2, direct_scores_3, direct_scores_4 = (make_direct_scores(n) for n in (1, 2, 3, 4))
 direct_values_1, direct_values_2, direct_values_3, direct_values_4 = (make_direct_values(n) for n in (1, 2, 3, 4))
+
+
+@kernel
+def prefetch_int8(block: int, values: int, head_size: int) -> None:
+    """Ask for the keys or values of a block and their scales, which no stream of loads leads to."""
+    codes = block + values * head_size * KV_BLOCK
+    for line in range(0, head_size * KV_BLOCK, 64):
+        prefetch(codes + line)
+    scales = block + 2 * head_size * KV_BLOCK + values * head_size * 2
+    for line in range(0, head_size * 2, 64):
+        prefetch(scales + line)
 
 
 @kernel
