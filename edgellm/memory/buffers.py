@@ -21,4 +21,4 @@ def aligned_zeros(shape: int | tuple[int, ...], dtype: type[Item]) -> NDArray[It
 
 def address(array: NDArray[Any] | None) -> int:
     """Where the array's bytes begin; 0 for None. The caller keeps the array alive."""
-    return 0 if array is None else int(array.ctypes.data)
+    return 0 if array is None else int(array.__array_interface__["data"][0])  # a third of the time of .ctypes

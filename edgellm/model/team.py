@@ -17,6 +17,7 @@ from edgellm.memory.buffers import address, aligned_zeros
 SPINS = 2000  # looks at a barrier before giving way; it costs 0.3 us between 2 free cores, 6 us after a yield
 # Looks for work before sleeping, some 2 ms: who sleeps may be woken on a busy core, and wait there first
 PATIENCE = 100_000
+PROGRAM, COUNT, STEP, TIMES = (TEAM.names.index(name) for name in ("program", "count", "step", "times"))
 
 
 class Team:
@@ -28,6 +29,7 @@ class Team:
         self._library = library  # whose code the threads are in
         self._lead, self._follow = library.entry("lead"), library.entry("follow")
         self._record = aligned_zeros(TEAM_WORDS, np.int64)
+        self._address = address(self._record)
         self._set(TEAM.threads, threads)
         self._set(TEAM.spins, SPINS if threads <= processors else 0)
         self._patience = PATIENCE if threads <= processors else 1
@@ -48,14 +50,12 @@ class Team:
         if self._get(TEAM.stop):
             raise ClosedError("the model was closed; load it again to use it")
         assert program.shape[1] == OPERATION_WORDS, program.shape
-        self._set(TEAM.program, address(program))
-        self._set(TEAM.count, len(program))
-        self._set(TEAM.step, step)
-        self._set(TEAM.times, address(times))
+        words = self._record
+        words[PROGRAM], words[COUNT], words[STEP], words[TIMES] = address(program), len(program), step, address(times)
         with self._wake:
             self._announced += 1
             self._wake.notify_all()
-        self._lead(address(self._record), 0, 0, 0)
+        self._lead(self._address, 0, 0, 0)
 
     def close(self) -> None:
         """End the threads. A step that runs is finished first by its caller."""
