@@ -276,7 +276,8 @@ def test_whoever_closes_second_returns_when_all_is_over(path: Path, monkeypatch:
 FORK = """
 import os, signal, sys, threading
 import edgellm
-from edgellm import ClosedError, SamplingParams
+from edgellm import SamplingParams
+from edgellm.errors import ClosedError
 
 model = edgellm.load(sys.argv[1], threads=2, context=192)
 endless = SamplingParams(logit_bias={90: 1000.0}, context_policy="shift")
