@@ -15,6 +15,8 @@ from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVDtype, kv_bytes_per_token
 from tests.edgellm.engine.requests import (
     CONTEXT,
+    HAS_CONSTRAINTS,
+    SCHEMA,
     VOCABULARY,
     Asked,
     Given,
