@@ -16,7 +16,6 @@ from edgellm.memory.kv import KVDtype, kv_bytes_per_token
 from tests.edgellm.engine.requests import (
     CONTEXT,
     HAS_CONSTRAINTS,
-    SCHEMA,
     VOCABULARY,
     Asked,
     Given,
@@ -103,13 +102,14 @@ def test_drafts_change_no_text(path: Path, alone: list[Given], _session_home: No
 @pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
 def test_drafts_that_reach_what_a_constraint_forces_change_no_text(model: Model) -> None:
     """What is forced takes no draw, drafted or not; the prompt has the form already, so that drafts reach far."""
-    prompt = model.tokenize('{"name": "anna", "age": 12345678, "is": true}' * 3)
+    names = ("first", "second", "third", "fourth", "fifth")
+    fields = {"type": "object", "properties": {name: {"type": "boolean"} for name in names}, "required": [*names]}
+    prompt = model.tokenize("{" + ", ".join(f'"{name}": true' for name in names) + "}")
     drafted = 0
     for seed in range(40):
         params = SamplingParams(
-            max_tokens=60, temperature=0.9, seed=seed, constraint=JsonSchema(SCHEMA), logprobs=1,
-            logit_bias=dict.fromkeys(model.tokenize("123456789"), 50.0),
-        )  # fmt: skip
+            max_tokens=100, temperature=2.0, seed=seed, constraint=JsonSchema({**fields, "additionalProperties": False})
+        )
         plain = answer(model, Asked(prompt, replace(params, speculation="off"), 0, None))
         stream = model.generate(prompt, replace(params, speculation="on"))
         assert list(stream) == plain.pieces
