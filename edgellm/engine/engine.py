@@ -84,7 +84,7 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """End a request, at once or behind the step that runs. Never waits, so that it may come from anywhere."""
         request.is_cancelled = True
-        if self._changed.acquire(blocking=False):
+        if os.getpid() == self._pid and self._changed.acquire(blocking=False):
             try:
                 if not self._is_driven:
                     self._end_cancelled()
@@ -132,6 +132,7 @@ class Engine:
 
     @property
     def num_free_blocks(self) -> int:
+        self._check_process()
         with self._changed:
             if not self._is_driven:
                 self._end_cancelled()

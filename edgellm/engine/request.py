@@ -149,13 +149,13 @@ class Request:
         return drafted[: self._num_allowed(self._matcher, drafted)] if self._matcher and drafted else drafted
 
     def _num_allowed(self, matcher: Matcher, drafted: list[int]) -> int:
-        """Drafted tokens up to where the constraint forces one: that takes no draw, so it cannot be drafted."""
+        """Drafted tokens before the first behind which the constraint forces others: those take no draw."""
         count = matcher.validate(drafted)
-        for at, token in enumerate(drafted[:count], 1):
+        for at, token in enumerate(drafted[:count]):
             matcher.accept(token)
             if matcher.forced():
-                count = at
-                break
+                matcher.rollback(at + 1)
+                return at
         matcher.rollback(count)
         return count
 

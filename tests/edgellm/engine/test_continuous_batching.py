@@ -89,11 +89,11 @@ def test_a_step_never_has_more_rows_than_it_takes(
 ) -> None:
     """Forty requests on steps of fewer rows, prompts and decoding mixed; a context shorter than a draft, too."""
     monkeypatch.setattr(model_module, "_step_rows", lambda nbytes: 35)
-    with edgellm.load(path, threads=1, context=64) as model:
-        streams = [model.generate(longest(s, 5 + s), replace(FOREVER, max_tokens=5 + s % 7)) for s in range(40)]
-        for number, stream in enumerate(streams):
-            assert len(list(stream)) == 5 + number % 7
+    with small(path, 100, context=64) as model:
+        streams = [model.generate(longest(s, 3 + s), replace(FOREVER, max_tokens=20)) for s in range(40)]
+        assert [len(list(stream)) for stream in streams] == [20] * 40
     assert max(map(num_rows, steps)) <= 35
+    assert max(map(len, steps)) == 32
     for context in (1, 2, 9):
         with edgellm.load(path, threads=1, context=context) as model:
             assert len(list(model.generate([5] * context, FOREVER))) == 1

@@ -10,10 +10,12 @@ import pytest
 import edgellm
 from edgellm import Model, SamplingParams
 from edgellm.engine import model as model_module
+from edgellm.engine.constrain import Regex
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVDtype, kv_bytes_per_token
 from tests.edgellm.engine.requests import (
     CONTEXT,
+    HAS_CONSTRAINTS,
     VOCABULARY,
     Asked,
     Given,
@@ -95,6 +97,20 @@ def test_drafts_change_no_text(path: Path, alone: list[Given], _session_home: No
             assert list(stream) == expected.pieces, asked
             accepted += stream.usage.num_accepted_tokens
     assert accepted > 100
+
+
+@pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
+def test_drafts_that_reach_what_a_constraint_forces_change_no_text(model: Model) -> None:
+    """What is forced takes no draw, drafted or not; the prompt has the form already, so that drafts reach far."""
+    prompt = model.tokenize("acexyzw" * 6)
+    drafted = 0
+    for seed in range(40):
+        params = SamplingParams(max_tokens=60, temperature=2.0, seed=seed, constraint=Regex("([ab][cd][ef]xyzw){6}"))
+        plain = answer(model, Asked(prompt, replace(params, speculation="off"), 0, None))
+        stream = model.generate(prompt, replace(params, speculation="on"))
+        assert list(stream) == plain.pieces
+        drafted += stream.usage.num_drafted_tokens
+    assert drafted > 20
 
 
 def test_drafts_do_not_change_how_often_tokens_are_drawn(model: Model) -> None:

@@ -287,7 +287,7 @@ def read():
     for _ in stream:
         if ended.is_set():
             break
-reader = threading.Thread(target=read)
+reader = threading.Thread(target=read, daemon=True)
 reader.start()
 next(own)
 for _ in range(30):
@@ -295,14 +295,16 @@ for _ in range(30):
     if not child:
         signal.alarm(20)  # ends a child that waits for a lock of its parent's
         closed = 0
-        for use in (lambda: next(stream), lambda: next(own), lambda: model.generate([5]), lambda: model.logits([5])):
+        for use in (
+            lambda: next(stream), lambda: next(own), lambda: model.generate([5]), lambda: model.logits([5]),
+            lambda: model.num_free_blocks,
+        ):
             try:
                 use()
             except ClosedError as error:
                 closed += "forked" in str(error)
-        model.num_free_blocks
         model.close()
-        os._exit(0 if closed == 4 else 1)
+        os._exit(0 if closed == 5 else 1)
     assert os.waitpid(child, 0)[1] == 0
 ended.set()
 reader.join()
@@ -315,6 +317,6 @@ model.close()
 def test_a_forked_child_is_told_so_and_the_parent_goes_on(path: Path, model: Model) -> None:
     expected = len(list(model.generate([8, 9], SamplingParams(max_tokens=20))))
     done = subprocess.run(
-        [sys.executable, "-c", FORK, str(path)], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", FORK, str(path)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout.split()) == (0, [str(expected - 1)]), done.stderr
