@@ -75,6 +75,8 @@ class Engine:
                 self._is_driven = drives = True  # in one go: an interrupt may come behind every call
             while not request.pieces and not request.is_over:
                 self._step()
+            if request.pieces:
+                return request.pieces.popleft()
         finally:
             if drives:
                 self._is_driven = False  # here, where no interrupt can come before
@@ -196,8 +198,7 @@ class Engine:
         running = [request for request in turn if request.sequence is not None]
         decoding = [request for request in running if request.num_left == 1]
         filling = [request for request in running if request.num_left > 1]
-        budget = min(self._budget(running), self._stepper.max_rows - len(decoding))
-        budgets = dict(zip(filling, share([r.num_left for r in filling], budget), strict=True))
+        budgets = self._budgets(running, filling) if filling else {}
         draft = 0 if filling else self._draft_length(len(decoding))
         work = []
         for request in [*decoding, *filling]:
@@ -213,9 +214,11 @@ class Engine:
         self._end_over()
         return [(request, rows) for request, rows in work if request.sequence is not None]
 
-    def _budget(self, running: Seq[Request]) -> int:
-        """Rows of a step for prompts: with company less, so that nobody waits long for the step's end."""
-        return self._stepper.max_rows if len(running) == 1 else -(-self._stepper.max_rows // 2)
+    def _budgets(self, running: Seq[Request], filling: Seq[Request]) -> dict[Request, int]:
+        """Rows of a step for prompts: with company fewer, so that nobody waits long for the step's end."""
+        rows = self._stepper.max_rows
+        budget = min(rows if len(running) == 1 else -(-rows // 2), rows - (len(running) - len(filling)))
+        return dict(zip(filling, share([request.num_left for request in filling], budget), strict=True))
 
     def _draft_length(self, num_decoding: int) -> int:
         """Tokens that each may draft. None where memory is short: nobody loses any to a guess or a measurement."""

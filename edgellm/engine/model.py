@@ -35,8 +35,8 @@ from edgellm.template import ChatTemplate
 from edgellm.tokenizer import Tokenizer, Vocabulary, open_tokenizer
 
 # Tokens of a prompt computed in one step, within which nothing can be cancelled: fewer, the larger the model
-MAX_ROWS, MIN_ROWS = 512, 60
-FULL_ROWS_BYTES = 200_000_000  # of a model that takes MAX_ROWS, in some 0.1 s on two cores
+MAX_ROWS, MIN_ROWS = 256, 60
+FULL_ROWS_BYTES = 200_000_000  # of a model that takes MAX_ROWS, in 0.1 s on two slow cores
 MAX_LOGIT_ROWS = 64  # rows of a step with logits, which for a large vocabulary are its largest buffer
 # KV memory unless asked otherwise, in full contexts and of the free memory; the system commits it only as touched
 MOST_CONTEXTS, FREE_SHARE = 4, 4
@@ -137,8 +137,9 @@ class Model:
         with self.engine.alone() as stepper:
             try:
                 sequence.reserve(len(ids))
-                for first in range(0, len(ids), MAX_LOGIT_ROWS):
-                    tokens = ids[first : first + MAX_LOGIT_ROWS]
+                size = min(MAX_LOGIT_ROWS, stepper.max_rows)
+                for first in range(0, len(ids), size):
+                    tokens = ids[first : first + size]
                     result[first : first + len(tokens)] = stepper.run([Rows(sequence, tokens, range(len(tokens)))])
             finally:
                 sequence.truncate(0)

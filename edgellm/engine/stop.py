@@ -11,6 +11,8 @@ class StopFinder:
 
     def feed(self, text: str) -> str:
         """Text before the first stop text, without an end that may be the beginning of one."""
+        if not self._stops:
+            return text
         self._held += text
         places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if places:
