@@ -41,7 +41,9 @@ class Course:
         model = self._model
         prompt = [self._draw.randrange(model.config.vocabulary) for _ in range(num_prompt_tokens)]
         bias = dict.fromkeys(model.tokenizer.stop_ids, NEVER)
-        with model.generate(prompt, SamplingParams(max_tokens=num_tokens, logit_bias=bias)) as stream:
+        with model.generate(
+            prompt, SamplingParams(max_tokens=num_tokens, logit_bias=bias, speculation="off")
+        ) as stream:
             for _ in stream:
                 pass
         timings = stream.timings

@@ -15,7 +15,9 @@ from edgellm.apps.progress import bar
 from edgellm.apps.tables import size, write_facts, write_table
 from edgellm.apps.terminal import write_json
 from edgellm.errors import OptionError
+from edgellm.kernels.ops import KV_BLOCK
 from edgellm.kernels.targets import ISAS
+from edgellm.memory.kv import kv_bytes_per_token
 from edgellm.model import bandwidth
 from edgellm.packed_header import PackedHeader, open_header
 from edgellm.threads import available_processors
@@ -84,6 +86,9 @@ def _measure(path: Path, header: PackedHeader, args: Namespace) -> tuple[dict[st
     speeds: list[Speed] = []
     peers: list[PeerResult] = []
     context = args.prompt + args.generate
+    if args.kv_memory is None:  # that of the text measured: what prefixes would keep is not its cost
+        blocks = -(-context // KV_BLOCK)
+        args.kv_memory = blocks * KV_BLOCK * kv_bytes_per_token(header.config, args.kv_cache_dtype)
     with load(path, args, context=context, isa=args.isa) as model:
         course = Course(model, args.prompt, args.generate)
         with bar("measuring") as progress:
