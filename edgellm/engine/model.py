@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import psutil
@@ -31,8 +31,10 @@ from edgellm.model.profile import OperationProfile, profile
 from edgellm.model.step import Rows, Stepper
 from edgellm.model.team import Team
 from edgellm.packed import PackedModel
-from edgellm.template import ChatTemplate
 from edgellm.tokenizer import Tokenizer, Vocabulary, open_tokenizer
+
+if TYPE_CHECKING:
+    from edgellm.template import ChatTemplate
 
 # Tokens of a prompt computed in one step, within which nothing can be cancelled: fewer, the larger the model
 MAX_ROWS, MIN_ROWS = 256, 60
@@ -268,10 +270,12 @@ class Model:
             raise OptionError(f"token {bad[0]!r} is not an id of the vocabulary, 0..{self.config.vocabulary - 1}")
 
     @cached_property
-    def _template(self) -> ChatTemplate:
+    def _template(self) -> "ChatTemplate":
         source = self.packed.chat_template
         if source is None:
             raise TemplateError(f"model {self.name!r} has no chat template; use generate(), or `edgellm run --raw`")
+        from edgellm.template import ChatTemplate  # Jinja takes 20 ms, which raw prompts need not pay
+
         return ChatTemplate(source, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
 
 
