@@ -13,7 +13,7 @@ from edgellm.engine.params import SamplingParams
 from edgellm.engine.sampler import Sampler
 from edgellm.engine.speculate import Controller
 from edgellm.engine.stop import StopFinder
-from edgellm.memory.kv import Sequence
+from edgellm.memory.kv import KVMemoryError, Sequence
 from edgellm.memory.prefix import CacheReport
 from edgellm.model.probe import Observation, Probe
 from edgellm.model.step import Rows
@@ -145,7 +145,10 @@ class Request:
             self.observations.append(seen)
 
     def _draft(self, limit: int) -> list[int]:
-        drafted = self._controller.draft(limit)
+        try:
+            drafted = self._controller.draft(limit)
+        except KVMemoryError:  # there is no room to measure what drafts cost
+            return []
         return drafted[: self._num_allowed(self._matcher, drafted)] if self._matcher and drafted else drafted
 
     def _num_allowed(self, matcher: Matcher, drafted: list[int]) -> int:
