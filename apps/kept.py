@@ -1,5 +1,6 @@
 """What the commands keep of prompts from one start to the next; `edgellm cache` shows it."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -21,7 +22,9 @@ def last_report() -> Path:
 def remember_report(model: Model, stream: Stream) -> None:
     """Keep for `edgellm cache why` what was known of a prompt, where prefixes are kept."""
     report = stream.cache_report
-    if report is not None and prefix_folder().is_dir():
+    if report is not None and model.keeps_prefixes:
         told = {"model": model.name, "time": time.time(), "prompt_tokens": len(stream.prompt_ids)}
         told |= {"cached_tokens": report.num_cached_tokens, "reason": report.reason, "why": model.explain(report)}
-        last_report().write_text(json.dumps(told))
+        with contextlib.suppress(OSError):  # the answer is there, and that is what counts
+            last_report().touch(mode=0o600)  # it tells a word of the text
+            last_report().write_text(json.dumps(told))

@@ -1,14 +1,16 @@
 """Opening a model while a person watches."""
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import edgellm
 from edgellm.apps.kept import prefix_folder
-from edgellm.apps.terminal import StatusLine
+from edgellm.apps.terminal import StatusLine, one_line
 from edgellm.kernels import jit
 from edgellm.load import find_model
+from edgellm.memory.disk.folder import CacheFolderError
 from edgellm.store import cache_folder
 
 
@@ -34,8 +36,14 @@ def load(path: Path, args: Namespace, **options: Any) -> edgellm.Model:
 def load_with_reuse(args: Namespace) -> edgellm.Model:
     """The model that a command is to run, with a draft model and the prefixes on disk, as its options say."""
     path, draft = find(args.model), None if args.draft is None else find(args.draft)
-    kept = None if args.no_prefix_cache else prefix_folder()
-    return load(path, args, context=args.context, draft=draft, prefix_cache=kept)
+    options = {"context": args.context, "draft": draft}
+    if args.no_prefix_cache:
+        return load(path, args, **options)
+    try:
+        return load(path, args, prefix_cache=prefix_folder(), **options)
+    except CacheFolderError as error:  # which is no reason to give no answer
+        sys.stderr.write(f"edgellm: prefixes are not kept: {one_line(str(error))}, or say --no-prefix-cache\n")
+        return load(path, args, **options)
 
 
 def _compiling(line: StatusLine) -> jit.Progress:

@@ -75,20 +75,17 @@ class Model:
             check_vocabularies(vocabulary, Vocabulary.from_bytes(draft.vocabulary), draft.path.stem)
         block_bytes = KV_BLOCK * kv_bytes_per_token(packed.config, kv_cache_dtype)
         self._cache = KVCache(packed.config, _num_blocks(context, block_bytes, kv_memory), kv_cache_dtype)
+        named = identity(packed, kv_cache_dtype)
+        self._store: BlockStore | None = None
+        if prefix_cache is not None:  # before there are threads, which a folder of no use must not leave behind
+            size = self._cache.block_stride
+            self._store = BlockStore(prefix_cache, model=named, block_bytes=size, budget_bytes=prefix_cache_bytes)
         team = Team(library, threads, processors)
         stepper = Stepper(
             library, team, packed, self._cache,
             context=context, max_rows=min(_step_rows(packed.nbytes), context), max_logit_rows=MAX_LOGIT_ROWS,
         )  # fmt: skip
         self.max_rows = stepper.max_rows
-        named = identity(packed, kv_cache_dtype)
-        self._store = (
-            None
-            if prefix_cache is None
-            else BlockStore(
-                prefix_cache, model=named, block_bytes=self._cache.block_stride, budget_bytes=prefix_cache_bytes
-            )
-        )
         prefixes = PrefixCache(self._cache, model=named, store=self._store)
         self.engine = Engine(stepper, team, self._cache, prefixes, context=context)
         self._draft = None if draft is None else DraftModel(draft, library, team, context=context)
@@ -214,6 +211,11 @@ class Model:
         self._cache.check_integrity()
 
     @property
+    def keeps_prefixes(self) -> bool:
+        """Whether prefixes are kept on disk."""
+        return self._store is not None
+
+    @property
     def num_free_blocks(self) -> int:
         """Blocks that hold nothing, or only what the prefix cache can do without."""
         return self.engine.num_free_blocks
@@ -289,7 +291,10 @@ def _num_blocks(context: int, block_bytes: int, kv_memory: int | None) -> int:
         free = psutil.virtual_memory().available // FREE_SHARE // block_bytes
         return max(needed, min(MOST_CONTEXTS * needed, free))
     if kv_memory < block_bytes:
-        raise OptionError(f"kv_memory {kv_memory} holds no block of {KV_BLOCK} tokens, which takes {block_bytes} bytes")
+        raise OptionError(
+            f"kv_memory {kv_memory} holds no block of {KV_BLOCK} tokens; give at least {block_bytes} bytes, and "
+            f"{needed * block_bytes} for a whole context"
+        )
     return kv_memory // block_bytes
 
 

@@ -41,6 +41,18 @@ def test_why_names_the_token_that_differs(run: Run, tiny: str) -> None:
 def test_nothing_is_kept_where_that_is_asked(run: Run, tiny: str) -> None:
     run("run", tiny, "--raw", "-p", PROMPT, "-n", "3", "--no-prefix-cache")
     assert not prefix_folder().exists()
+    run("run", tiny, "--raw", "-p", "something else", "-n", "3")
+    before = run("cache", "why").out
+    run("run", tiny, "--raw", "-p", PROMPT, "-n", "3", "--no-prefix-cache")
+    assert run("cache", "why").out == before
+
+
+def test_a_folder_of_no_use_costs_no_answer(run: Run, tiny: str) -> None:
+    prefix_folder().parent.mkdir(parents=True, exist_ok=True)
+    prefix_folder().write_text("in the way")
+    found = run("run", tiny, "--raw", "-p", PROMPT, "-n", "3")
+    assert found.code == 0 and found.out
+    assert "prefixes are not kept" in found.err and "--no-prefix-cache" in found.err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
