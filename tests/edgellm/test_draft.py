@@ -6,7 +6,12 @@ import pytest
 
 import edgellm
 from edgellm import SamplingParams
+from edgellm.converters.on_the_fly import pack_on_the_fly
+from edgellm.engine.draft import DraftModel
 from edgellm.errors import OptionError
+from edgellm.kernels.jit import Library
+from edgellm.model.team import Team
+from edgellm.packed import open_packed
 from tests.tiny import make_tiny_gguf
 
 PROMPT = [5, 80, 90, 100, 7, 60]
@@ -30,6 +35,20 @@ def test_a_draft_model_never_changes_a_text(tmp_path: Path, tiny_gguf: Path, par
                 # It drafts for itself; only what stood in the text before may be proposed wrongly
                 assert stream.usage.num_accepted_tokens > 0.8 * stream.usage.num_drafted_tokens
         model.check_integrity()
+
+
+def test_a_draft_follows_from_one_text_to_another(tiny_gguf: Path, library: Library, tmp_path: Path) -> None:
+    """It proposes what it would say itself, though it keeps what it computed of the text before."""
+    texts = [[*PROMPT, 9, 8, 7], [*PROMPT, 9, 50], PROMPT[:4], [*PROMPT, 9, 8, 7, 6]]
+    never = SamplingParams(max_tokens=6, speculation="off")
+    with edgellm.load(tiny_gguf, threads=1) as model:
+        expected = [[piece.id for piece in model.generate(text, never)] for text in texts]
+    packed, team = open_packed(pack_on_the_fly(tiny_gguf, tmp_path)), Team(library, 1, processors=1)
+    draft = DraftModel(packed, library, team, context=64)
+    for text, ids in zip(texts, expected, strict=True):
+        assert draft.propose(text, 6)[: len(ids)] == ids
+    draft.close()
+    team.close()
 
 
 def test_a_draft_with_a_smaller_context_proposes_up_to_its_end(tmp_path: Path, tiny_gguf: Path) -> None:

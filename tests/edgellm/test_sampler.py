@@ -48,6 +48,18 @@ def test_drafted_rows_choose_what_one_row_after_the_other_would(library: Library
     assert most == 7, "no draft was accepted whole"
 
 
+def test_tokens_that_were_given_count_as_text(library: Library) -> None:
+    """As those of a constraint, which are not drawn: a penalty sees them, and they take no number of a draw."""
+    logits = random_logits(0, VOCABULARY)
+    best, second = np.argsort(-logits)[:2].tolist()
+    sampler = sampler_of(VOCABULARY, PROMPT, frequency_penalty=100.0)
+    sampler.append([best])
+    assert draw(library, sampler, logits) == second
+    plain, given = (sampler_of(VOCABULARY, temperature=1.0, seed=5) for _ in range(2))
+    given.append([best])
+    assert [draw(library, plain, logits) for _ in range(9)] == [draw(library, given, logits) for _ in range(9)]
+
+
 def test_masks_are_for_one_row_each_and_for_one_step(library: Library) -> None:
     logits = np.stack([random_logits(place, VOCABULARY) for place in range(3)])
     sampler = sampler_of(VOCABULARY)
