@@ -18,7 +18,7 @@ from edgellm.kernels.cpu.attention_blocks import PAIR_BYTES, store_pairs
 from edgellm.kernels.cpu.attention_chunk import attend_chunk
 from edgellm.kernels.cpu.math import exp2
 from edgellm.kernels.cpu.quantize import quantize_block
-from edgellm.kernels.cpu.rows import tile_height, tile_start
+from edgellm.kernels.cpu.rows import first_of, tile_height, tile_start
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import ATTEND, CHUNK, META_BYTES, QUERY_STRIDE, RESULT_HEADER, SPAN_QUERIES, STEP
 from edgellm.kernels.simd.arithmetic import fold_max, splat_f32
@@ -51,12 +51,6 @@ def fold(into: int, chunk: int, head_size: int) -> None:
     store_f32(into + 4, fold_max(both))
     for at in range(RESULT_HEADER * 4, (RESULT_HEADER + head_size) * 4, 64):
         store_f32x16(into + at, load_f32x16(into + at) * keep + load_f32x16(chunk + at) * take)
-
-
-@kernel
-def copy(into: int, result: int, head_size: int) -> None:
-    for at in range(0, (RESULT_HEADER + head_size) * 4, 64):
-        store_f32x16(into + at, load_f32x16(result + at))
 
 
 @kernel
@@ -98,82 +92,98 @@ def attend_unit(op: int, step: int, span: int, kv_head: int, scratch: int) -> No
     """All chunks of a unit, one after the other, and its output."""
     head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
     row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
-    size, stride = max(SPAN_QUERIES, group), RESULT_HEADER + head_size
+    size, stride = max(SPAN_QUERIES, group), (RESULT_HEADER + head_size) * 4
     queries = scratch
     scores = queries + size * QUERY_STRIDE * PAIR_BYTES
-    chunk_results = scores + size * CHUNK * 4
-    results = chunk_results + size * stride * 4
-    more = results + size * stride * 4
+    results = scores + size * CHUNK * 4
+    more_results = results + size * stride
+    more = more_results + size * stride
     gather_queries(op, row, count, kv_head, group, queries)
     begin, end = chunks_of(op, step, row, count)
-    for chunk in range(begin, end):
-        attend_chunk(op, step, chunk, row, count, kv_head, queries, scores, chunk_results, more)
+    attend_chunk(op, step, begin, row, count, kv_head, queries, scores, results, more, begin + 1, kv_head)
+    for chunk in range(begin + 1, end):
+        attend_chunk(op, step, chunk, row, count, kv_head, queries, scores, more_results, more, chunk + 1, kv_head)
         for i in range(count * group):
-            result = chunk_results + i * stride * 4
-            if chunk == begin:
-                copy(results + i * stride * 4, result, head_size)
-            elif load_f32(result + 4) > ZERO:
-                fold(results + i * stride * 4, result, head_size)
+            if load_f32(more_results + i * stride + 4) > ZERO:
+                fold(results + i * stride, more_results + i * stride, head_size)
     for i in range(count * group):
-        emit(op, step, results + i * stride * 4, row + i // group, kv_head * group + i % group)
+        emit(op, step, results + i * stride, row + i // group, kv_head * group + i % group)
 
 
 @kernel
-def partial_at(op: int, row: int, head: int, chunk: int) -> int:
-    """Where a query's result of a chunk waits to be folded: float32 [row][H][chunks][RESULT_HEADER + E]."""
-    index = (row * load_i64(op + HEADS) + head) * load_i64(op + CHUNKS) + chunk
+def partial_at(op: int, step: int, kv_head: int, chunk: int, row: int) -> int:
+    """Where results of a chunk wait to be folded: float32 [K][chunks][R][G][RESULT_HEADER + E]."""
+    kv_heads, rows = load_i64(op + KV_HEADS), load_i64(step + ROWS)
+    index = ((kv_head * load_i64(op + CHUNKS) + chunk) * rows + row) * (load_i64(op + HEADS) // kv_heads)
     return load_i64(op + PARTIALS) + index * (RESULT_HEADER + load_i64(op + HEAD_SIZE)) * 4
 
 
 @kernel
-def attend_split_unit(op: int, step: int, span: int, kv_head: int, chunk: int, scratch: int) -> None:
-    """One chunk of a unit, left for `combine`."""
-    head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
+def attend_units(op: int, step: int, span: int, first: int, last: int, scratch: int) -> None:
+    """Units first..last-1 of a span, each a chunk of a key/value head, left for `combine`."""
+    kv_heads = load_i64(op + KV_HEADS)
+    group = load_i64(op + HEADS) // kv_heads
     row, count = load_i32(load_i64(step + SPANS) + span * 8), load_i32(load_i64(step + SPANS) + span * 8 + 4)
-    size, stride = max(SPAN_QUERIES, group), RESULT_HEADER + head_size
-    queries = scratch
+    queries, size = scratch, max(SPAN_QUERIES, group)
     scores = queries + size * QUERY_STRIDE * PAIR_BYTES
-    results = scores + size * CHUNK * 4
-    gather_queries(op, row, count, kv_head, group, queries)
-    attend_chunk(op, step, chunk, row, count, kv_head, queries, scores, results, results + size * stride * 4)
-    for i in range(count * group):
-        to = partial_at(op, row + i // group, kv_head * group + i % group, chunk)
-        copy(to, results + i * stride * 4, head_size)
+    more = scores + size * CHUNK * 4
+    begin, end = chunks_of(op, step, row, count)
+    for unit in range(first, last):
+        kv_head, chunk = unit // (end - begin), begin + unit % (end - begin)
+        if unit == first or chunk == begin:
+            gather_queries(op, row, count, kv_head, group, queries)
+        results = partial_at(op, step, kv_head, chunk, row)
+        next_head = (unit + 1) // (end - begin)
+        next_chunk = begin + (unit + 1) % (end - begin) if unit + 1 < last else end
+        attend_chunk(op, step, chunk, row, count, kv_head, queries, scores, results, more, next_chunk, next_head)
+
+
+@kernel
+def units_of(op: int, step: int, span: int) -> int:
+    """In how many units a span is split."""
+    spans = load_i64(step + SPANS)
+    begin, end = chunks_of(op, step, load_i32(spans + span * 8), load_i32(spans + span * 8 + 4))
+    return load_i64(op + KV_HEADS) * (end - begin)
+
+
+@kernel
+def attend_split(op: int, step: int, thread: int, threads: int, scratch: int) -> None:
+    """A thread's share of the units of all spans: neighbours, so that what comes next is known."""
+    total = 0
+    for span in range(load_i64(step + SPAN_COUNT)):
+        total += units_of(op, step, span)
+    first, last = first_of(total, thread, threads), first_of(total, thread + 1, threads)
+    for span in range(load_i64(step + SPAN_COUNT)):
+        units = units_of(op, step, span)
+        attend_units(op, step, span, max(first, 0), min(last, units), scratch)
+        first -= units
+        last -= units
 
 
 @kernel
 def attend(op: int, step: int, thread: int, threads: int) -> None:
-    """Units in turn: of few rows a chunk each, to keep every thread busy; of many rows whole."""
-    kv_heads = load_i64(op + KV_HEADS)
+    """Of few rows a share of the chunks, to keep every thread busy; of many rows whole units in turn."""
     scratch = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
-    turn = 0
-    for span in range(load_i64(step + SPAN_COUNT)):
-        if load_i64(step + SPLIT):
-            row = load_i32(load_i64(step + SPANS) + span * 8)
-            count = load_i32(load_i64(step + SPANS) + span * 8 + 4)
-            begin, end = chunks_of(op, step, row, count)
-            for unit in range(kv_heads * (end - begin)):
-                if turn % threads == thread:
-                    attend_split_unit(op, step, span, unit % kv_heads, begin + unit // kv_heads, scratch)
-                turn += 1
-        else:
-            for kv_head in range(kv_heads):
-                if turn % threads == thread:
-                    attend_unit(op, step, span, kv_head, scratch)
-                turn += 1
+    if load_i64(step + SPLIT):
+        attend_split(op, step, thread, threads, scratch)
+        return
+    kv_heads = load_i64(op + KV_HEADS)
+    for unit in range(thread, load_i64(step + SPAN_COUNT) * kv_heads, threads):
+        attend_unit(op, step, unit // kv_heads, unit % kv_heads, scratch)
 
 
 @kernel
 def combine(op: int, step: int, thread: int, threads: int) -> None:
-    """Fold the chunks that `attend` left, where it split."""
+    """Fold the chunks that `attend` left, where it split. A thread takes neighbouring rows: they share cache lines."""
     if not load_i64(step + SPLIT):
         return
-    heads, head_size = load_i64(op + HEADS), load_i64(op + HEAD_SIZE)
-    for unit in range(load_i64(step + ROWS) * heads):
-        if unit % threads == thread:
-            row, head = unit // heads, unit % heads
-            begin, end = chunks_of(op, step, row, 1)
-            result = partial_at(op, row, head, begin)
-            for chunk in range(begin + 1, end):
-                fold(result, partial_at(op, row, head, chunk), head_size)
-            emit(op, step, result, row, head)
+    rows, heads, head_size = load_i64(step + ROWS), load_i64(op + HEADS), load_i64(op + HEAD_SIZE)
+    group = heads // load_i64(op + KV_HEADS)
+    for unit in range(first_of(rows * heads, thread, threads), first_of(rows * heads, thread + 1, threads)):
+        head, row = unit // rows, unit % rows
+        begin, end = chunks_of(op, step, row, 1)
+        offset = head % group * (RESULT_HEADER + head_size) * 4
+        result = partial_at(op, step, head // group, begin, row) + offset
+        for chunk in range(begin + 1, end):
+            fold(result, partial_at(op, step, head // group, chunk, row) + offset, head_size)
+        emit(op, step, result, row, head)

@@ -135,7 +135,7 @@ def score_unpacked(queries: int, count: int, keys: int, scales: int, head_size: 
     parts = scratch + head_size * KV_BLOCK * 2
     unpack(keys, head_size, KV_BLOCK, scratch)
     for first in range(0, head_size, BLOCK):
-        score_block(queries + first * WEIGHT_BYTES, count, scratch + first * KV_BLOCK * 2, BLOCK, parts)
+        score_block(queries + first * WEIGHT_BYTES, count, scratch + first * KV_BLOCK * 2, 0, 0, BLOCK, parts)
         for half in range(0, KV_BLOCK, 16):
             scale = load_bf16x16(scales + (first + half) * 2)
             for i in range(count):
@@ -165,7 +165,7 @@ def add_values_int8(
                     store_f32x16(scaled + i * 128 + half * 4, from_bf16(weight))
         to = out + first * 4
         if count > MOST_DIRECT:
-            add_narrow_values(scaled, count, scratch + first * 4, head_size, pairs, to, stride)
+            add_narrow_values(scaled, count, scratch + first * 4, 0, head_size, pairs, to, stride)
         elif count == 4:
             direct_values_4(scaled, codes + first, head_size, pairs, to, stride)
         elif count == 3:

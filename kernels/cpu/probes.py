@@ -49,8 +49,8 @@ def make_attend_probe(fast_bf16: bool) -> Callable[..., None]:
     def probe(queries: int, block: int, out: int, repeats: int) -> None:
         """Queries, QUERY_BYTES of them and then as many weights: times a block of keys, and of values."""
         for _ in range(repeats):
-            scores(queries, block, block, HEAD_SIZE, out)
-            values(queries + QUERY_BYTES, block, HEAD_SIZE, KV_BLOCK // 2, out + QUERIES * CHUNK * 4, BLOCK)
+            scores(queries, block, block, 0, HEAD_SIZE, out)
+            values(queries + QUERY_BYTES, block, 0, HEAD_SIZE, KV_BLOCK // 2, out + QUERIES * CHUNK * 4, BLOCK)
 
     made: Callable[..., None] = probe
     return made

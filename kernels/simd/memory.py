@@ -168,11 +168,21 @@ def scatter_i8(b: Builder, where: Any, v: Any, stride: Any) -> None:
 @operation(types.void, address)
 def prefetch(b: Builder, where: Any) -> None:
     """Ask for the cache line at an address, which may lie behind the end of anything."""
+    _prefetch(b, where, 3)
+
+
+@operation(types.void, address)
+def prefetch_l2(b: Builder, where: Any) -> None:
+    """The same, no nearer than the second cache: for what is not needed soon."""
+    _prefetch(b, where, 2)
+
+
+def _prefetch(b: Builder, where: Any, locality: int) -> None:
     line = pointer(b, where, I8)
     name = "llvm.prefetch.p0"
     function_type = ir.FunctionType(ir.VoidType(), [line.type, I32, I32, I32])
     function = b.module.globals.get(name) or ir.Function(b.module, function_type, name)
-    b.call(function, [line, I32(0), I32(3), I32(1)])
+    b.call(function, [line, I32(0), I32(locality), I32(1)])
 
 
 @operation(types.int64, address)
