@@ -17,7 +17,7 @@ from edgellm.kernels.cpu.attention_blocks import (
 from edgellm.kernels.cpu.attention_tiles import HAS_32_REGISTERS
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import CHUNK, KV_BLOCK, QUERY_STRIDE
-from edgellm.kernels.simd.arithmetic import fma, put, zero_f32, zero_tile
+from edgellm.kernels.simd.arithmetic import fma, put, variable, zero_f32, zero_tile
 from edgellm.kernels.simd.bfloat import from_bf16, join_bf16, load_bf16x16, to_bf16
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import broadcast_f32, load_f32x16, load_i8x16, prefetch, store_f32x16, store_i32x16
@@ -135,7 +135,8 @@ def score_unpacked(queries: int, count: int, keys: int, scales: int, head_size: 
     parts = scratch + head_size * KV_BLOCK * 2
     unpack(keys, head_size, KV_BLOCK, scratch)
     for first in range(0, head_size, BLOCK):
-        score_block(queries + first * WEIGHT_BYTES, count, scratch + first * KV_BLOCK * 2, 0, 0, BLOCK, parts)
+        part = scratch + first * KV_BLOCK * 2
+        score_block(queries + first * WEIGHT_BYTES, count, part, variable(0), variable(0), variable(BLOCK), parts)
         for half in range(0, KV_BLOCK, 16):
             scale = load_bf16x16(scales + (first + half) * 2)
             for i in range(count):
@@ -165,7 +166,7 @@ def add_values_int8(
                     store_f32x16(scaled + i * 128 + half * 4, from_bf16(weight))
         to = out + first * 4
         if count > MOST_DIRECT:
-            add_narrow_values(scaled, count, scratch + first * 4, 0, head_size, pairs, to, stride)
+            add_narrow_values(scaled, count, scratch + first * 4, variable(0), head_size, pairs, to, stride)
         elif count == 4:
             direct_values_4(scaled, codes + first, head_size, pairs, to, stride)
         elif count == 3:

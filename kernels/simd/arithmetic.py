@@ -173,6 +173,12 @@ def fold_max(b: Builder, v: Any) -> Any:
     return _fold(b, v, lambda x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 
 
+@operation(types.int64, types.int64)
+def variable(b: Builder, value: Any) -> Any:
+    """A constant, for a kernel that others call with variables: else Numba compiles it, and all it calls, once more."""
+    return value
+
+
 @operation(types.int64, i32x16)
 def fold_sum_i32(b: Builder, v: Any) -> Any:
     return b.sext(_fold(b, v, b.add), I64)
