@@ -14,7 +14,8 @@ Buffers:
     kv            one arena of blocks of KV_BLOCK tokens; a block holds [L][K][keys, values]:
                   keys bf16 [E/2][KV_BLOCK][2], values bf16 [KV_BLOCK/2][E][2]; or keys int8
                   [E][KV_BLOCK], values int8 [KV_BLOCK][E], and scales bf16 [keys, values][E/32][KV_BLOCK]: 32
-                  entries of a key or value are scale * code
+                  entries of a key or value are scale * code. INT8 keys went through the Hadamard transform of 32
+                  entries (simd/hadamard.py), and so do the queries then, which leaves their products as they were
 
 An activation holds rows in tiles of T rows: as high as the register tile while rows last, then 4, 2 and 1. The tile of
 rows r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 24 in the meta bytes:
@@ -94,8 +95,8 @@ INT4, INT4_ASYM, INT8 = 0, 1, 2
 # Epilogues: what becomes of 32 outputs of a row
 STORE = 0  # out f32 [.][stride] = y
 ADD = 1  # out f32 [.][stride] += y
-QUERY = 2  # out f32 [.][stride] = rope(y) * scale
-KEY = 3  # into the KV cache: rope(y)
+QUERY = 2  # out f32 [.][stride] = rope(y) * scale, or with kv_int8 hadamard(rope(y)) * scale
+KEY = 3  # into the KV cache: rope(y), or with kv_int8 hadamard(rope(y))
 VALUE = 4  # into the KV cache
 SWIGLU = 5  # out activation = quantized(silu(y) * up)
 

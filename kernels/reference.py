@@ -67,6 +67,14 @@ def bf16(x: Array) -> Any:
     return np.where(np.abs(x) < 2.0**-60, np.float32(0), rounded)
 
 
+def hadamard(x: Array) -> Any:
+    """Every 32 entries of heads [..][E] times the Hadamard matrix / sqrt(32), which keeps dot products."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < BLOCK:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (np.asarray(x, np.float64).reshape(*x.shape[:-1], -1, BLOCK) @ matrix / np.sqrt(BLOCK)).reshape(x.shape)
+
+
 def quantize_kv(x: Array) -> tuple[Array, Array]:
     """Keys or values [..][E] -> codes int32 [..][E] in -127..127, scales float32 [..][E/32], bf16 numbers."""
     blocks = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, BLOCK)
@@ -81,7 +89,8 @@ def attend(
     """Causal attention with grouped heads: queries and weights in bf16, keys and values in bf16 or INT8.
 
     q [R][H][E], scaled (by log2(e) as well), at positions first_position..; keys and values [S][K][E] of positions
-    0..S-1 -> [R][H][E]. With a window, a row sees that many positions, its own the last.
+    0..S-1 -> [R][H][E]; for INT8, q and keys are `hadamard`'s. With a window, a row sees that many positions, its own
+    the last.
     """
     rows, heads, _ = q.shape
     q = bf16(q).astype(np.float64)

@@ -120,7 +120,10 @@ class _Attention:
 def read_keys(
     cache: KVCache, config: ModelConfig, sequence: Sequence, layer: int, kv_head: int, count: int
 ) -> NDArray[np.float32]:
-    """Keys of a sequence's first `count` positions, rotated, float32 [count][E]; kernels/ops.py says how they lie."""
+    """Keys of a sequence's first `count` positions, as the buffer of queries wants them, float32 [count][E].
+
+    kernels/ops.py says how they lie.
+    """
     size = config.head_size
     offset = layer * cache.layer_stride + kv_head * cache.head_stride
     result = np.empty((-(-count // KV_BLOCK) * KV_BLOCK, size), np.float32)

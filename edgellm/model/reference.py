@@ -25,6 +25,8 @@ def forward(packed: PackedModel, ids: Sequence[int], kv_cache_dtype: str = "bf16
         heads = (len(ids), -1, config.head_size)
         q = reference.rope(q.reshape(heads), positions, frequencies) * config.head_size**-0.5 * np.log2(np.e)
         k = reference.rope(k.reshape(heads), positions, frequencies)
+        if kv_cache_dtype == "int8":
+            q, k = reference.hadamard(q), reference.hadamard(k)
         attended = reference.attend(q, k, v.reshape(heads), 0, dtype=kv_cache_dtype, window=config.sliding_window)
         x = x + reference.matmul(attended.reshape(len(ids), -1), weights["attention.output"])
         h = reference.norm(x, next(norms), config.norm_epsilon)

@@ -12,7 +12,8 @@ from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import ADD, KEY, KV_BLOCK, META_BYTES, PART, QUERY, STEP, STORE, SWIGLU
 from edgellm.kernels.simd.arithmetic import fma, splat_f32, swap_pairs
 from edgellm.kernels.simd.bfloat import scatter_bf16, scatter_pairs, to_bf16
-from edgellm.kernels.simd.kernel import kernel
+from edgellm.kernels.simd.hadamard import hadamard
+from edgellm.kernels.simd.kernel import inlined, kernel
 from edgellm.kernels.simd.memory import (
     f32_from_bits,
     load_f32x16,
@@ -37,6 +38,16 @@ def rotated(y: int, rope: int, head_size: int, position: int, entry: int) -> Any
     return fma(v, load_f32x16(table), swap_pairs(v) * load_f32x16(table + head_size * 4))
 
 
+@inlined
+def turned(part: int, y: int, position: int, entry: int) -> Any:
+    """32 outputs of a head, of queries or keys, from `entry`: rotated, and transformed where keys are INT8."""
+    rope, head_size = load_i64(part + ROPE), load_i64(part + HEAD_SIZE)
+    low, high = rotated(y, rope, head_size, position, entry), rotated(y + 64, rope, head_size, position, entry + 16)
+    if load_i64(part + KV_INT8):
+        low, high = hadamard(low, high)
+    return low, high
+
+
 @kernel
 def into_cache(part: int, step: int, y: int, row: int, first: int, is_key: int) -> None:
     """32 outputs of a row, keys or values from output `first`, into the KV cache."""
@@ -49,10 +60,7 @@ def into_cache(part: int, step: int, y: int, row: int, first: int, is_key: int) 
     slot, at_values = position & (KV_BLOCK - 1), KV_BLOCK * head_size
     low, high = load_f32x16(y), load_f32x16(y + 64)
     if is_key:
-        low, high = (
-            rotated(y, load_i64(part + ROPE), head_size, position, entry),
-            rotated(y + 64, load_i64(part + ROPE), head_size, position, entry + 16),
-        )
+        low, high = turned(part, y, position, entry)
     if load_i64(part + KV_INT8):
         scales = base + 2 * at_values + (0 if is_key else head_size * 2) + (entry + slot) * 2
         low, high = quantize_kv(low, high, scales)
@@ -87,11 +95,11 @@ def finish(part: int, step: int, y: int, up: int, start: int, tokens: int, panel
             store_f32x16(to, load_f32x16(to) + load_f32x16(at))
             store_f32x16(to + 64, load_f32x16(to + 64) + load_f32x16(at + 64))
         elif epilogue == QUERY:
-            head_size, scale = load_i64(part + HEAD_SIZE), splat_f32(f32_from_bits(load_i64(part + SCALE)))
-            position, entry = load_i32(load_i64(step + POSITIONS) + row * 4), first % head_size
-            for half in range(2):
-                v = rotated(at + half * 64, load_i64(part + ROPE), head_size, position, entry + half * 16)
-                store_f32x16(to + half * 64, v * scale)
+            scale = splat_f32(f32_from_bits(load_i64(part + SCALE)))
+            position = load_i32(load_i64(step + POSITIONS) + row * 4)
+            low, high = turned(part, at, position, first % load_i64(part + HEAD_SIZE))
+            store_f32x16(to, low * scale)
+            store_f32x16(to + 64, high * scale)
         elif epilogue == SWIGLU:
             also = up + t * 128
             low = silu(load_f32x16(at)) * load_f32x16(also)

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 import edgellm
 from edgellm import Model, SamplingParams
+from edgellm.engine import identity
 
 PARAMS = SamplingParams(max_tokens=12, temperature=0.8, seed=3, speculation="off")
 TEXT = [5 + (7 * at) % 250 for at in range(150)]
@@ -41,3 +44,16 @@ def test_a_restart_finds_what_was_cached(tiny_gguf: Path, tmp_path: Path) -> Non
     with edgellm.load(tiny_gguf, threads=1, prefix_cache=folder, kv_cache_dtype="int8") as model:
         _, cached, why = answer(model, TEXT)
         assert cached == 0 and "another model file or KV format" in why
+
+
+def test_keys_of_an_older_int8_format_are_not_taken_for_those_of_this(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setitem(identity.KV_FORMATS, "int8", "int8")  # before keys were transformed
+        with edgellm.load(tiny_gguf, threads=1, prefix_cache=tmp_path, kv_cache_dtype="int8") as model:
+            answer(model, TEXT)
+    with edgellm.load(tiny_gguf, threads=1, prefix_cache=tmp_path, kv_cache_dtype="int8") as model:
+        fresh, cached, why = answer(model, TEXT)
+        assert cached == 0 and "another model file or KV format" in why
+        assert answer(model, TEXT)[:2] == (fresh, len(TEXT) - 1)
