@@ -179,13 +179,18 @@ class Engine:
         sequence = request.sequence
         assert sequence is not None
         before = sequence.length - len(rows.tokens)
+        fills = before + 1 < len(request.tokens)
         if len(self._requests) == 1:
             self.costs.observe(len(rows.tokens), before, seconds)
         try:
             request.take(rows, seconds, seen)
         except EdgeLLMError as error:  # a constraint that came to a limit
             request.error = error
-        if not request.is_over and sequence.length // KV_BLOCK > before // KV_BLOCK:
+        if request.is_over:
+            return
+        if fills:
+            self.prefixes.share(sequence, request.tokens[: sequence.length])
+        elif sequence.length // KV_BLOCK > before // KV_BLOCK:
             self.prefixes.commit(sequence, request.tokens[: sequence.length])
 
     def _plan(self) -> list[tuple[Request, Rows]]:

@@ -66,7 +66,7 @@ def test_an_answer_in_the_cache_serves_its_prompt_and_what_follows() -> None:
     compute(cache, prefix, TEXT[:150])
     assert compute(cache, prefix, TEXT[:70]) == CacheReport(69, 0, "hit")
     assert compute(cache, prefix, TEXT) == CacheReport(150, 0, "never seen")
-    assert prefix.stats().blocks == -(-200 // KV_BLOCK)  # the block that ended at 150 has made way for the full one
+    assert cache.num_known == -(-200 // KV_BLOCK)  # the block that ended at 150 has made way for the full one
 
 
 @pytest.mark.parametrize("position", [0, 1, 31, 32, 40, 63, 64, 198])
@@ -104,7 +104,56 @@ def test_requests_in_flight_share_what_is_full() -> None:
     assert holds(cache, second, TEXT)
     prefix.end(second, TEXT[:100])
     prefix.check_integrity()
-    assert prefix.stats().blocks == 4 and cache.num_free == 40
+    assert cache.num_known == 4 and cache.num_free == 40
+
+
+@pytest.mark.parametrize("length", [1, 20, 32, 33, 70])
+def test_requests_in_flight_share_a_prompt_to_its_end_until_they_go_on(length: int) -> None:
+    """Each in its own way; the first is written further in place as long as it is alone with its block."""
+    cache, prefix = make()
+    prompt = TEXT[:length]
+    first, _ = prefix.begin(prompt)
+    step(cache, first, prompt)
+    prefix.share(first, prompt)
+    texts = [[*prompt, number, *TEXT[:80]] for number in range(4)]
+    step(cache, first, texts[0], length + 1)
+    others = [prefix.begin(text[:length]) for text in texts[1:]]
+    for sequence, report in others:
+        assert report == CacheReport(length - 1, 0, "hit")
+        assert sequence.blocks == first.blocks[: -(-(length - 1) // KV_BLOCK)], "counted, not copied"
+    held = cache.num_blocks - cache.num_free
+    sequences = [first, *(sequence for sequence, _ in others)]
+    assert held == len(first.blocks)
+    for sequence, text in zip(sequences, texts, strict=True):
+        step(cache, sequence, text, length + 9)
+        prefix.check_integrity()
+    for sequence, text in zip(sequences, texts, strict=True):
+        step(cache, sequence, text)
+        assert holds(cache, sequence, text)
+    assert len({sequence.blocks[length // KV_BLOCK] for sequence in sequences}) == 4
+    for sequence, text in zip(sequences, texts, strict=True):
+        prefix.end(sequence, text)
+    prefix.check_integrity()
+    assert cache.num_free == cache.num_blocks
+
+
+def test_an_answer_that_goes_on_is_written_behind_what_is_cached() -> None:
+    cache, prefix = make()
+    compute(cache, prefix, TEXT[:70])
+    sequence, report = prefix.begin(TEXT)
+    block = sequence.blocks[2]
+    step(cache, sequence, TEXT)
+    assert report.num_cached_tokens == 70 and sequence.blocks[2] == block
+    prefix.end(sequence, TEXT)
+    prefix.check_integrity()
+
+
+def test_a_part_of_a_block_is_used_where_all_memory_is_needed_behind_it() -> None:
+    """Its copy needs a block; then the cache does without what is behind the part."""
+    cache, prefix = make(num_blocks=4)
+    compute(cache, prefix, TEXT[: 2 * KV_BLOCK])
+    other = [*TEXT[:40], *TEXT[:88]]
+    assert compute(cache, prefix, other, rows=200) == CacheReport(40, 0, "differs", 40, TEXT[40])
 
 
 def test_a_rewound_sequence_leaves_what_was_known_as_it_was() -> None:
@@ -145,10 +194,10 @@ def test_forgetting_spares_those_at_work() -> None:
     sequence, _ = prefix.begin(TEXT[:70])
     prefix.forget()
     prefix.check_integrity()
-    assert holds(cache, sequence, TEXT) and prefix.stats().blocks == 2
+    assert holds(cache, sequence, TEXT) and cache.num_known == 3
     prefix.end(sequence, TEXT[:69])
     prefix.forget()
-    assert prefix.stats().blocks == 0
+    assert cache.num_known == 0
     assert compute(cache, prefix, TEXT) == CacheReport(0, 0, "evicted")
 
 
