@@ -1,7 +1,9 @@
 """A loaded model: the one object that the command line, an application or a notebook talks to."""
 
+from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -15,6 +17,7 @@ from edgellm.engine.engine import Engine
 from edgellm.engine.explain import explain
 from edgellm.engine.factory import RequestFactory
 from edgellm.engine.identity import identity
+from edgellm.engine.logprobs import mean_logprob
 from edgellm.engine.params import SamplingParams
 from edgellm.engine.sizes import MAX_LOGIT_ROWS, num_blocks, step_rows
 from edgellm.engine.stream import Stream
@@ -107,8 +110,37 @@ class Model:
         Errors: as generate, and TemplateError.
         """
         self.engine.check_open()
-        ids = self._template.encode(self.tokenizer, messages, tools=tools)
-        return self._stream(ids, params, priority, probe)
+        return self._stream(self.encode(messages, tools=tools), params, priority, probe)
+
+    def generate_n(self, prompt: str | Seq[int], params: SamplingParams, n: int, *, priority: int = 0) -> list[Stream]:
+        """`n` answers to a prompt that is computed once, with seeds from `params.seed` on, or drawn ones.
+
+        Each is as from `generate` with its seed. The prompt's logprobs, where asked for, come with the first, for all.
+        Errors: as generate.
+        """
+        if type(n) is not int or n < 1:
+            raise OptionError(f"n {n!r} is not a whole number from 1 on")
+        ids = self.tokenize(prompt, special=True) if isinstance(prompt, str) else list(prompt)
+        seeds = [None if params.seed is None else params.seed + number for number in range(n)]
+        others = [replace(params, seed=seed, prompt_logprobs=None) for seed in seeds[1:]]
+        streams = [self.generate(ids, asked, priority=priority) for asked in (params, *others)]
+        for stream in streams[1:]:
+            stream.prompt_logprobs = streams[0].prompt_logprobs
+        return streams
+
+    def best_of(self, prompt: str | Seq[int], params: SamplingParams, n: int, *, priority: int = 0) -> Stream:
+        """Of `n` answers, read to their end, the one whose tokens have the highest logprobs on average, or the first of
+        such: its `text`, `ids`, `logprobs` and `usage`. Errors: as generate.
+        """
+        asked = replace(params, logprobs=params.logprobs or 0)
+        streams = self.generate_n(prompt, asked, n, priority=priority)
+        try:
+            for stream in streams:
+                deque(stream, maxlen=0)
+        finally:
+            for stream in streams:
+                stream.close()
+        return max(streams, key=lambda stream: mean_logprob(stream.logprobs))
 
     def logits(self, ids: Seq[int]) -> NDArray[np.float32]:
         """What the model expects after each token of a text, float32 [T, V]. Errors: as generate."""
@@ -145,6 +177,12 @@ class Model:
     def detokenize(self, ids: Seq[int], *, special: bool = False) -> str:
         """The text of token ids, with special tokens shown where `special` is set."""
         return self.tokenizer.decode(ids, special=special)
+
+    def encode(
+        self, messages: Seq[Mapping[str, object]], *, tools: Seq[Mapping[str, object]] | None = None
+    ) -> list[int]:
+        """Token ids of the prompt that `chat` makes of a conversation. Errors: TemplateError, OptionError."""
+        return self._template.encode(self.tokenizer, messages, tools=tools)
 
     def render(
         self,

@@ -20,7 +20,7 @@ from edgellm.memory.disk.store import BlockStore
 from edgellm.memory.kv import KVCache, Sequence
 from edgellm.memory.tree import BlockTree, Match, Node, closest, digest
 
-Reason = Literal["hit", "never seen", "differs", "model changed", "evicted"]
+Reason = Literal["hit", "never seen", "differs", "model changed", "evicted", "not read"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class CacheReport:
     model changed    they are known, but of another model file or KV format
     differs          what is known goes on with another token
     never seen       nothing is known behind these tokens
+    not read         all of it is computed, since the logits of all tokens are wanted
 
     The names of blocks tell what was evicted or is another model's, so of a block that the prompt ends within, both
     are "never seen" or "differs".
@@ -59,13 +60,15 @@ class PrefixCache:
         self._tree = BlockTree(model)
         cache.on_evict = self._tree.evict
 
-    def begin(self, tokens: Seq[int]) -> tuple[Sequence, CacheReport]:
+    def begin(self, tokens: Seq[int], *, reads: bool = True) -> tuple[Sequence, CacheReport]:
         """A sequence that holds the longest known beginning of a prompt, not its last token; less if memory is short.
 
-        The caller computes tokens[sequence.length:].
+        The caller computes tokens[sequence.length:], which are all of them where nothing is to be read.
         """
         assert len(tokens) > 0
         sequence = Sequence(self._cache)
+        if not reads:
+            return sequence, CacheReport(0, 0, "not read")
         self._append_known(sequence, tokens)
         from_memory = sequence.length
         if self._store is not None:
