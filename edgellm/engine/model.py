@@ -115,8 +115,8 @@ class Model:
     def generate_n(self, prompt: str | Seq[int], params: SamplingParams, n: int, *, priority: int = 0) -> list[Stream]:
         """`n` answers to a prompt that is computed once, with seeds from `params.seed` on, or drawn ones.
 
-        Each is as from `generate` with its seed. The prompt's logprobs, where asked for, come with the first, for all.
-        Errors: as generate.
+        Each is as from `generate` with its seed. The first computes the prompt's logprobs, if asked for, and all show
+        them. Errors: as generate.
         """
         if type(n) is not int or n < 1:
             raise OptionError(f"n {n!r} is not a whole number from 1 on")
