@@ -171,21 +171,36 @@ class Engine:
         batch, probes = [rows for _, rows in work], [request.probe for request, _ in work]
         if not any(probes):
             self._stepper.run(batch)
+            self._score(work)
             return {}
         seen = run_watched(self._stepper, batch, probes)
+        self._score(work)
         return {request: found for (request, _), found in zip(work, seen, strict=True) if found is not None}
+
+    def _score(self, work: list[tuple[Request, Rows]]) -> None:
+        """Prompt logprobs, while the logits are there."""
+        at = 0
+        for request, rows in work:
+            if not request.reads_cache:
+                request.score(self._stepper.logits[at : at + len(rows.logits)])
+            at += len(rows.logits)
 
     def _take(self, request: Request, rows: Rows, seconds: float, seen: Observation | None) -> None:
         sequence = request.sequence
         assert sequence is not None
         before = sequence.length - len(rows.tokens)
+        fills = before + 1 < len(request.tokens)
         if len(self._requests) == 1:
             self.costs.observe(len(rows.tokens), before, seconds)
         try:
             request.take(rows, seconds, seen)
         except EdgeLLMError as error:  # a constraint that came to a limit
             request.error = error
-        if not request.is_over and sequence.length // KV_BLOCK > before // KV_BLOCK:
+        if request.is_over:
+            return
+        if fills:
+            self.prefixes.share(sequence, request.tokens[: sequence.length])
+        elif sequence.length // KV_BLOCK > before // KV_BLOCK:
             self.prefixes.commit(sequence, request.tokens[: sequence.length])
 
     def _plan(self) -> list[tuple[Request, Rows]]:
@@ -218,7 +233,11 @@ class Engine:
         """Rows of a step for prompts: with company fewer, so that nobody waits long for the step's end."""
         rows = self._stepper.max_rows
         budget = min(rows if len(running) == 1 else -(-rows // 2), rows - (len(running) - len(filling)))
-        return dict(zip(filling, share([request.num_left for request in filling], budget), strict=True))
+        scored = [request for request in filling if not request.reads_cache]
+        # All that run may have a row with logits; what is left of those is for prompts that want them of every row
+        most = dict.fromkeys(scored, 1 + (self._stepper.max_logit_rows - len(running)) // max(len(scored), 1))
+        wanted = [min(request.num_left, most.get(request, rows)) for request in filling]
+        return dict(zip(filling, share(wanted, budget), strict=True))
 
     def _draft_length(self, num_decoding: int) -> int:
         """Tokens that each may draft. None where memory is short: nobody loses any to a guess or a measurement."""
@@ -230,8 +249,8 @@ class Engine:
         if request.params.context_policy == "shift" and len(request.tokens) > self._context:
             self._give_back(request)
             request.shift()
-        if request.sequence is None and not should_wait(request, turn):
-            request.sequence, report = self.prefixes.begin(request.tokens)
+        if request.sequence is None and not (request.reads_cache and should_wait(request, turn)):
+            request.sequence, report = self.prefixes.begin(request.tokens, reads=request.reads_cache)
             request.report = request.report or report
 
     def _reserve(self, request: Request, count: int) -> bool:

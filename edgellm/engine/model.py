@@ -1,26 +1,27 @@
 """A loaded model: the one object that the command line, an application or a notebook talks to."""
 
+from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from edgellm.config import ModelConfig
-from edgellm.engine.constrain import Constrainer
-from edgellm.engine.draft import DraftModel, DraftProposer, check_vocabularies
+from edgellm.engine.draft import DraftModel, check_vocabularies
 from edgellm.engine.engine import Engine
+from edgellm.engine.explain import explain
+from edgellm.engine.factory import RequestFactory
 from edgellm.engine.identity import identity
+from edgellm.engine.logprobs import mean_logprob
 from edgellm.engine.params import SamplingParams
-from edgellm.engine.request import Request
-from edgellm.engine.sampler import Sampler
-from edgellm.engine.speculate import Controller, LookupProposer, Proposer
+from edgellm.engine.sizes import MAX_LOGIT_ROWS, num_blocks, step_rows
 from edgellm.engine.stream import Stream
-from edgellm.errors import ContextLengthError, OptionError, TemplateError
+from edgellm.errors import OptionError, TemplateError
 from edgellm.kernels.jit import Library
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.disk.store import BlockStore
@@ -35,21 +36,6 @@ from edgellm.tokenizer import Tokenizer, Vocabulary, open_tokenizer
 
 if TYPE_CHECKING:
     from edgellm.template import ChatTemplate
-
-# Tokens of a prompt computed in one step, within which nothing can be cancelled: fewer, the larger the model
-MAX_ROWS, MIN_ROWS = 256, 60
-FULL_ROWS_BYTES = 200_000_000  # of a model that takes MAX_ROWS, in 0.1 s on two slow cores
-MAX_LOGIT_ROWS = 64  # rows of a step with logits, which for a large vocabulary are its largest buffer
-# KV memory unless asked otherwise, in full contexts and of the free memory; the system commits it only as touched
-MOST_CONTEXTS, FREE_SHARE = 4, 4
-
-
-REASONS = {
-    "hit": "the rest was computed for its logits",
-    "never seen": "what follows was never seen",
-    "model changed": "what follows was cached by another model file or KV format",
-    "evicted": "what follows had to make room",
-}
 
 
 class Model:
@@ -74,7 +60,7 @@ class Model:
         if draft is not None:
             check_vocabularies(vocabulary, Vocabulary.from_bytes(draft.vocabulary), draft.path.stem)
         block_bytes = KV_BLOCK * kv_bytes_per_token(packed.config, kv_cache_dtype)
-        self._cache = KVCache(packed.config, _num_blocks(context, block_bytes, kv_memory), kv_cache_dtype)
+        self._cache = KVCache(packed.config, num_blocks(context, block_bytes, kv_memory), kv_cache_dtype)
         named = identity(packed, kv_cache_dtype)
         self._store: BlockStore | None = None
         if prefix_cache is not None:  # before there are threads, which a folder of no use must not leave behind
@@ -83,13 +69,13 @@ class Model:
         team = Team(library, threads, processors)
         stepper = Stepper(
             library, team, packed, self._cache,
-            context=context, max_rows=min(_step_rows(packed.nbytes), context), max_logit_rows=MAX_LOGIT_ROWS,
+            context=context, max_rows=min(step_rows(packed.nbytes), context), max_logit_rows=MAX_LOGIT_ROWS,
         )  # fmt: skip
         self.max_rows = stepper.max_rows
         prefixes = PrefixCache(self._cache, model=named, store=self._store)
         self.engine = Engine(stepper, team, self._cache, prefixes, context=context)
         self._draft = None if draft is None else DraftModel(draft, library, team, context=context)
-        self._constrainer = Constrainer(self.tokenizer)
+        self._factory = RequestFactory(packed.config, self.tokenizer, self.engine, context=context, draft=self._draft)
 
     # What the model says
 
@@ -124,13 +110,42 @@ class Model:
         Errors: as generate, and TemplateError.
         """
         self.engine.check_open()
-        ids = self._template.encode(self.tokenizer, messages, tools=tools)
-        return self._stream(ids, params, priority, probe)
+        return self._stream(self.encode(messages, tools=tools), params, priority, probe)
+
+    def generate_n(self, prompt: str | Seq[int], params: SamplingParams, n: int, *, priority: int = 0) -> list[Stream]:
+        """`n` answers to a prompt that is computed once, with seeds from `params.seed` on, or drawn ones.
+
+        Each is as from `generate` with its seed. The first computes the prompt's logprobs, if asked for, and all show
+        them. Errors: as generate.
+        """
+        if type(n) is not int or n < 1:
+            raise OptionError(f"n {n!r} is not a whole number from 1 on")
+        ids = self.tokenize(prompt, special=True) if isinstance(prompt, str) else list(prompt)
+        seeds = [None if params.seed is None else params.seed + number for number in range(n)]
+        others = [replace(params, seed=seed, prompt_logprobs=None) for seed in seeds[1:]]
+        streams = [self.generate(ids, asked, priority=priority) for asked in (params, *others)]
+        for stream in streams[1:]:
+            stream.prompt_logprobs = streams[0].prompt_logprobs
+        return streams
+
+    def best_of(self, prompt: str | Seq[int], params: SamplingParams, n: int, *, priority: int = 0) -> Stream:
+        """Of `n` answers, read to their end, the one whose tokens have the highest logprobs on average, or the first of
+        such: its `text`, `ids`, `logprobs` and `usage`. Errors: as generate.
+        """
+        asked = replace(params, logprobs=params.logprobs or 0)
+        streams = self.generate_n(prompt, asked, n, priority=priority)
+        try:
+            for stream in streams:
+                deque(stream, maxlen=0)
+        finally:
+            for stream in streams:
+                stream.close()
+        return max(streams, key=lambda stream: mean_logprob(stream.logprobs))
 
     def logits(self, ids: Seq[int]) -> NDArray[np.float32]:
         """What the model expects after each token of a text, float32 [T, V]. Errors: as generate."""
-        self._check_prompt(ids)
-        self._check_room(len(ids), SamplingParams(context_policy="stop"))
+        self._factory.check_prompt(ids)
+        self._factory.check_room(len(ids), SamplingParams(context_policy="stop"))
         sequence = Sequence(self._cache)
         result = np.empty((len(ids), self.config.vocabulary), np.float32)
         with self.engine.alone() as stepper:
@@ -162,6 +177,12 @@ class Model:
     def detokenize(self, ids: Seq[int], *, special: bool = False) -> str:
         """The text of token ids, with special tokens shown where `special` is set."""
         return self.tokenizer.decode(ids, special=special)
+
+    def encode(
+        self, messages: Seq[Mapping[str, object]], *, tools: Seq[Mapping[str, object]] | None = None
+    ) -> list[int]:
+        """Token ids of the prompt that `chat` makes of a conversation. Errors: TemplateError, OptionError."""
+        return self._template.encode(self.tokenizer, messages, tools=tools)
 
     def render(
         self,
@@ -199,12 +220,7 @@ class Model:
 
     def explain(self, report: CacheReport) -> str:
         """In words, how much of a prompt the prefix cache knew, and why not more."""
-        cached = f"{report.num_cached_tokens} tokens cached ({report.from_disk} of them from disk)"
-        if report.reason != "differs":
-            return f"{cached}; {REASONS[report.reason]}"
-        assert report.differs_at is not None and report.expected is not None
-        known = self.detokenize([report.expected], special=True)
-        return f"{cached}; token {report.differs_at} differs from the cached text, which goes on with {known!r}"
+        return explain(report, self.tokenizer)
 
     def check_integrity(self) -> None:
         """The books of the KV memory balance."""
@@ -221,55 +237,7 @@ class Model:
         return self.engine.num_free_blocks
 
     def _stream(self, ids: list[int], params: SamplingParams, priority: int, probe: Probe | None) -> Stream:
-        self._check_prompt(ids)
-        self._check_room(len(ids), params)
-        if probe is not None:
-            probe.check(self.config)
-        breakers = self._breakers(params.dry_sequence_breakers) if params.dry_multiplier else []
-        engine = self.engine
-        request = Request(
-            ids, params, Sampler(params, self.config.vocabulary, ids, breakers), self.tokenizer,
-            context=self.context,
-            controller=Controller(self._proposers(), engine.costs, params.speculation),
-            matcher=self._constrainer.matcher(params.constraint, ids[-1]) if params.constraint else None,
-            priority=priority, probe=probe,
-        )  # fmt: skip
-        return Stream(engine, request, ids)
-
-    def _proposers(self) -> list[Proposer]:
-        lookup = LookupProposer(self.engine.session)
-        return [lookup] if self._draft is None else [lookup, DraftProposer(self._draft)]
-
-    def _check_room(self, num_prompt_tokens: int, params: SamplingParams) -> None:
-        """Errors: ContextLengthError where prompt and answer do not fit and the policy is not to go on then."""
-        fits = num_prompt_tokens <= self.context
-        if params.context_policy == "error":
-            fits = fits and num_prompt_tokens + (params.max_tokens or 1) <= self.context + 1
-        if not fits and params.context_policy != "shift":
-            remedy = "shorten the prompt, ask for fewer max_tokens, choose another context_policy"
-            if self.context < self.config.context:
-                remedy += f", or load the model with a larger context (up to {self.config.context})"
-            wanted = params.max_tokens if params.context_policy == "error" else None
-            raise ContextLengthError(num_prompt_tokens, self.context, remedy, num_wanted_tokens=wanted)
-
-    def _breakers(self, parts: Seq[str | int]) -> list[int]:
-        """Token ids of DRY's sequence breakers."""
-        ids: list[int] = []
-        for part in parts:
-            found = [part] if isinstance(part, int) else self.tokenizer.ids_containing(part)
-            if not found:
-                raise OptionError(f"dry_sequence_breakers: no token contains {part!r}; give a part of it, or token ids")
-            ids += found
-        return ids
-
-    def _check_prompt(self, ids: Seq[int]) -> None:
-        if not ids:
-            raise OptionError("the prompt is empty; give at least one token")
-        bad = [
-            token for token in ids if not isinstance(token, int | np.integer) or not 0 <= token < self.config.vocabulary
-        ]
-        if bad:
-            raise OptionError(f"token {bad[0]!r} is not an id of the vocabulary, 0..{self.config.vocabulary - 1}")
+        return Stream(self.engine, self._factory.make(ids, params, priority=priority, probe=probe), ids)
 
     @cached_property
     def _template(self) -> "ChatTemplate":
@@ -279,24 +247,3 @@ class Model:
         from edgellm.template import ChatTemplate  # Jinja takes 20 ms, which raw prompts need not pay
 
         return ChatTemplate(source, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
-
-
-def _num_blocks(context: int, block_bytes: int, kv_memory: int | None) -> int:
-    """KV blocks of `kv_memory` bytes; None: some contexts, or what a share of the free memory holds, but one context.
-
-    Errors: OptionError for memory that does not hold one block.
-    """
-    needed = -(-context // KV_BLOCK)
-    if kv_memory is None:
-        free = psutil.virtual_memory().available // FREE_SHARE // block_bytes
-        return max(needed, min(MOST_CONTEXTS * needed, free))
-    if kv_memory < block_bytes:
-        raise OptionError(
-            f"kv_memory {kv_memory} holds no block of {KV_BLOCK} tokens; give at least {block_bytes} bytes, and "
-            f"{needed * block_bytes} for a whole context"
-        )
-    return kv_memory // block_bytes
-
-
-def _step_rows(nbytes: int) -> int:
-    return max(MIN_ROWS, MAX_ROWS * min(FULL_ROWS_BYTES, nbytes) // nbytes)

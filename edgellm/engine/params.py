@@ -36,6 +36,7 @@ RANGES: dict[str, tuple[float, float, bool, str]] = {
     "mirostat_tau": (0.0, 100.0, False, "5 is usual"),
     "mirostat_eta": (0.0, 100.0, False, "0.1 is usual"),
     "logprobs": (0, MAX_LOGPROBS, True, "without it there are none"),
+    "prompt_logprobs": (0, MAX_LOGPROBS, True, "without it there are none"),
     "context_keep": (0, MAX_INT, True, "0 keeps the newest tokens only"),
     "seed": (0, 2**63 - 1, True, "without it a seed is drawn"),
 }
@@ -77,6 +78,7 @@ class SamplingParams:
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
     logprobs: int | None = None  # log-probability of each token, and of so many of the likeliest at its place
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens but the first; such a prompt reads no cache
     stop: tuple[str, ...] = ()  # texts before which the answer ends
     constraint: Constraint | None = None  # a form that the answer must have: JsonSchema, Regex, Choice, ...
     speculation: Literal["auto", "on", "off"] = "auto"  # drafts of tokens to come; they never change the text
@@ -107,6 +109,11 @@ class SamplingParams:
         for name, known in (("speculation", SPECULATION), ("context_policy", CONTEXT_POLICIES)):
             if getattr(self, name) not in known:
                 raise OptionError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
+        if self.prompt_logprobs is not None and self.context_policy == "shift":
+            raise OptionError(
+                f"prompt_logprobs {self.prompt_logprobs} wants all of the prompt, of which context_policy 'shift' "
+                "may drop some; choose another"
+            )
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise OptionError(f"constraint {self.constraint!r} is no JsonSchema, JsonObject, Regex, Choice or Grammar")
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
@@ -115,7 +122,7 @@ class SamplingParams:
 
 def _check_number(name: str, value: object, whole: bool) -> None:
     lowest, highest, inclusive, remedy = RANGES[name]
-    if value is None and name in ("max_tokens", "seed", "logprobs"):
+    if value is None and name in ("max_tokens", "seed", "logprobs", "prompt_logprobs"):
         return
     kinds = (int,) if whole else (int, float)
     if type(value) not in kinds:

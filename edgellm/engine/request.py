@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.engine.constrain import Matcher
-from edgellm.engine.logprobs import Logprobs
+from edgellm.engine.logprobs import Logprobs, logprobs_of
 from edgellm.engine.params import SamplingParams
 from edgellm.engine.sampler import Sampler
 from edgellm.engine.speculate import Controller
@@ -45,6 +46,8 @@ class Request:
         self.params, self.sampler, self.priority, self.probe = params, sampler, priority, probe
         self.tokens = list(prompt)
         self.ids: list[int] = []  # generated, with the stop token
+        self.logprobs: list[Logprobs | None] = []  # of these, where asked for and not forced
+        self.prompt_logprobs: list[Logprobs] = []  # of the prompt's tokens behind the first, as far as computed
         self.text = ""
         self.pieces: deque[Piece] = deque()
         self.observations: deque[Observation] = deque()  # for the probe's callback
@@ -57,6 +60,8 @@ class Request:
         self.num_drafted = self.num_accepted = 0
         self.prefill_seconds = self.decode_seconds = 0.0
         self._tokenizer, self._context = tokenizer, context
+        self._num_scored = 0 if params.prompt_logprobs is None else len(prompt) - 1  # prompt tokens with logprobs
+        self.reads_cache = self._num_scored == 0  # else the logits of all tokens are wanted, so all are computed
         self._controller, self._matcher = controller, matcher
         self._decoder = StreamDecoder(tokenizer, previous=prompt[-1])
         self._stops = StopFinder(params.stop)
@@ -95,15 +100,26 @@ class Request:
         assert self.sequence is not None
         start = self.sequence.length
         tokens = self.tokens[start : start + budget]
+        scored = () if self.reads_cache else self._scored(start, start + len(tokens))
         if start + len(tokens) < len(self.tokens):
-            return Rows(self.sequence, tokens)
+            return Rows(self.sequence, tokens, scored)
         room = min(max_draft, self._context - len(self.tokens))
         if self._limit is not None:
             room = min(room, self._limit - len(self.ids) - 1)
         self._drafted = self._draft(max(room, 0)) if len(self.ids) >= FIRST_DRAFT else []
         wanted = range(len(tokens) - 1, len(tokens) + len(self._drafted))
         samplers = self.sampler.addresses(self._drafted, self._masks() if self._matcher else None)
+        if scored:
+            return Rows(self.sequence, tokens + self._drafted, [*scored, *wanted], [0] * len(scored) + samplers)
         return Rows(self.sequence, tokens + self._drafted, wanted, samplers)
+
+    def score(self, logits: NDArray[np.float32]) -> None:
+        """Take logprobs of prompt tokens from logits [n][V] of a step, which are in the order of its rows."""
+        assert self.params.prompt_logprobs is not None
+        done = len(self.prompt_logprobs) + 1
+        tokens = self.tokens[done : min(done + len(logits), self._num_scored + 1)]
+        self.prompt_logprobs += logprobs_of(logits[: len(tokens)], tokens, self.params.prompt_logprobs)
+        self.reads_cache = len(self.prompt_logprobs) == self._num_scored
 
     def take(self, rows: Rows, seconds: float, seen: Observation | None = None) -> None:
         """Learn what the step of these rows chose, and keep what was seen of it."""
@@ -111,7 +127,7 @@ class Request:
             self.decode_seconds += seconds
         else:
             self.prefill_seconds += seconds
-        if not rows.logits:
+        if self.num_left > 0:
             self._keep(seen, 0)
             return
         self._has_chosen = True
@@ -138,6 +154,10 @@ class Request:
     def finish(self, reason: FinishReason) -> None:
         if not self.is_over:
             self.finish_reason = reason
+
+    def _scored(self, start: int, end: int) -> range:
+        """Rows of a step at positions start..end whose next token is the prompt's, and has no logprobs yet."""
+        return range(max(len(self.prompt_logprobs), start) - start, min(self._num_scored, end) - start)
 
     def _keep(self, seen: Observation | None, accepted: int) -> None:
         if seen is not None and self.probe is not None:
@@ -186,6 +206,7 @@ class Request:
 
     def _add(self, token: int, logprobs: Logprobs | None) -> None:
         self.ids.append(token)
+        self.logprobs.append(logprobs)
         self.tokens.append(token)
         if token in self._tokenizer.stop_ids:
             text = self._stops.feed(self._decoder.flush()) + self._stops.flush()

@@ -28,13 +28,14 @@ def share(wanted: Seq[int], budget: int) -> list[int]:
 
 
 def should_wait(request: Request, turn: Seq[Request]) -> bool:
-    """Whether another computes a prefix of the same text, longer than what is cached by a block: it is shared soon.
+    """Whether another computes what this one would have to: all but its last token, or a block more than is there.
 
     `turn` are those that take part in the next step: nobody may wait for one that does not.
     """
+    wanted = len(request.tokens) - 1
     for other in turn:
         if other.sequence is not None and other.num_left > 1:
-            common = common_prefix(request.tokens, other.tokens)
-            if common - other.sequence.length >= KV_BLOCK:
+            common = min(common_prefix(request.tokens, other.tokens), wanted)
+            if common - other.sequence.length >= (1 if common == wanted else KV_BLOCK):
                 return True
     return False

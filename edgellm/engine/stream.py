@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from edgellm.engine.engine import Engine
+from edgellm.engine.logprobs import Logprobs
 from edgellm.engine.request import FinishReason, Piece, Request
 from edgellm.memory.prefix import CacheReport
 
@@ -33,6 +34,7 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
 
     def __init__(self, engine: Engine, request: Request, prompt_ids: list[int]) -> None:
         self.prompt_ids = prompt_ids
+        self.prompt_logprobs = request.prompt_logprobs  # of prompt_ids[1:], as far as computed; none unless asked for
         self.seed = request.sampler.seed
         self._engine, self._request = engine, request
         engine.submit(request)
@@ -93,6 +95,11 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
     def ids(self) -> list[int]:
         """Tokens so far, with the stop token."""
         return self._request.ids
+
+    @property
+    def logprobs(self) -> list[Logprobs | None]:
+        """Of `ids`: None where not asked for, and where a constraint forced the token."""
+        return self._request.logprobs
 
     @property
     def text(self) -> str:

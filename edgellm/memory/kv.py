@@ -165,19 +165,16 @@ class Sequence:
             blocks    [ 0..31 ][ 32..40, others' 41..63 ]
             becomes   [ 0..31 ][ 32..40, room          ][ room ]
 
-        Errors: KVMemoryError, with nothing changed.
+        Errors: KVMemoryError, with nothing changed but that there may be a copy.
         """
         index, used = divmod(self.length, KV_BLOCK)
-        copied = used > 0 and num_tokens > self.length and not self._cache.is_owned(self.blocks[index], used)
-        missing = max(0, -(-num_tokens // KV_BLOCK) - len(self.blocks))
-        if not copied and not missing:
-            return
-        fresh = self._cache.allocate_many(copied + missing)
-        if copied:
-            source, self.blocks[index] = self.blocks[index], fresh.pop()
+        if used > 0 and num_tokens > self.length and not self._cache.is_owned(self.blocks[index], used):
+            source, self.blocks[index] = self.blocks[index], self._cache.allocate()
             self._cache.copy_block(source, self.blocks[index])
-            self._cache.release(source)
-        self.blocks += fresh
+            self._cache.release(source)  # first: it may make room for the rest
+        missing = -(-num_tokens // KV_BLOCK) - len(self.blocks)
+        if missing > 0:
+            self.blocks += self._cache.allocate_many(missing)
 
     def truncate(self, num_tokens: int) -> None:
         """Forget all but the first `num_tokens` tokens; last blocks first, which makes them the first to be evicted."""

@@ -1,8 +1,11 @@
 """The prefix cache: no text is computed twice that begins like one before, not even after a restart.
 
-    begin     the blocks that the tokens begin with: shared from memory, copied from disk, the last one cut to fit
+    begin     the blocks that the tokens begin with: shared from memory, copied from disk; of the last one a part
     commit    blocks that are full are known, and queued for the disk: requests in flight share them
-    end       so is the last one, full or not; all of them are let go, and kept while there is room
+    share     the last one is known too, full or not: those in flight share a prompt to its end
+    end       and it is queued for the disk; all of them are let go, and kept while there is room
+
+A shared block is copied by whoever writes into it what others do not have: Sequence.reserve.
 
 The caller sees to it that one call runs at a time, and none during a step.
 """
@@ -17,7 +20,7 @@ from edgellm.memory.disk.store import BlockStore
 from edgellm.memory.kv import KVCache, Sequence
 from edgellm.memory.tree import BlockTree, Match, Node, closest, digest
 
-Reason = Literal["hit", "never seen", "differs", "model changed", "evicted"]
+Reason = Literal["hit", "never seen", "differs", "model changed", "evicted", "not read"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class CacheReport:
     model changed    they are known, but of another model file or KV format
     differs          what is known goes on with another token
     never seen       nothing is known behind these tokens
+    not read         all of it is computed, since the logits of all tokens are wanted
 
     The names of blocks tell what was evicted or is another model's, so of a block that the prompt ends within, both
     are "never seen" or "differs".
@@ -45,18 +49,6 @@ class CacheReport:
         return self.from_memory + self.from_disk
 
 
-@dataclass(frozen=True)
-class PrefixCacheStats:
-    """What is in memory, and what all prompts so far found."""
-
-    blocks: int  # known, of which some are held
-    nbytes: int  # of these blocks
-    num_prompt_tokens: int
-    from_memory: int  # prompt tokens
-    from_disk: int  # prompt tokens
-    evicted: int  # blocks
-
-
 class PrefixCache:
     """What is known of one model's texts, in a KV cache that it shares with those at work."""
 
@@ -66,30 +58,28 @@ class PrefixCache:
         self._cache = cache
         self._store = store
         self._tree = BlockTree(model)
-        self._num_prompt_tokens = self._from_memory = self._from_disk = 0
         cache.on_evict = self._tree.evict
 
-    def begin(self, tokens: Seq[int]) -> tuple[Sequence, CacheReport]:
+    def begin(self, tokens: Seq[int], *, reads: bool = True) -> tuple[Sequence, CacheReport]:
         """A sequence that holds the longest known beginning of a prompt, not its last token; less if memory is short.
 
-        The caller computes tokens[sequence.length:].
+        The caller computes tokens[sequence.length:], which are all of them where nothing is to be read.
         """
         assert len(tokens) > 0
         sequence = Sequence(self._cache)
-        self._share(sequence, tokens)
+        if not reads:
+            return sequence, CacheReport(0, 0, "not read")
+        self._append_known(sequence, tokens)
         from_memory = sequence.length
         if self._store is not None:
-            self._load(self._store, sequence, tokens)
+            self._append_stored(self._store, sequence, tokens)
         from_disk = sequence.length - from_memory
         node, rest = self._last(sequence), self._rest(sequence, tokens)
         known = self._closest(node, rest)
         if known is not None:
             in_memory = known.name in node.children
-            copied = self._copy(sequence, known, min(known.count, len(tokens) - 1 - sequence.length))
-            from_memory, from_disk = from_memory + copied * in_memory, from_disk + copied * (not in_memory)
-        self._num_prompt_tokens += len(tokens)
-        self._from_memory += from_memory
-        self._from_disk += from_disk
+            used = self._use_part(sequence, known, min(known.count, len(tokens) - 1 - sequence.length))
+            from_memory, from_disk = from_memory + used * in_memory, from_disk + used * (not in_memory)
         if sequence.length == len(tokens) - 1:
             return sequence, CacheReport(from_memory, from_disk, "hit")
         start = len(sequence.names) * KV_BLOCK
@@ -118,30 +108,31 @@ class PrefixCache:
                 sequence.blocks[index] = node.block
             sequence.names.append(node.name)
 
+    def share(self, sequence: Sequence, tokens: Seq[int]) -> Node | None:
+        """Know all that the sequence holds, which may go on; the node of its last block if that is not full.
+
+        `tokens` are as for `commit`.
+        """
+        self.commit(sequence, tokens)
+        parent, part = self._last(sequence), self._rest(sequence, tokens)
+        if not part:
+            return None
+        known = (child for child in parent.children.values() if child.tokens[: len(part)] == part)
+        return next(known, None) or self._add(parent, part, sequence.blocks[len(sequence.names)])
+
     def end(self, sequence: Sequence, tokens: Seq[int]) -> None:
         """Know all that the sequence holds, and let it go. `tokens` are as for `commit`."""
-        self.commit(sequence, tokens)
+        last = self.share(sequence, tokens)
         for name in sequence.names:
             self._put(self._tree[name])  # once more: when it became full, the queue may have been
-        parent, part = self._last(sequence), self._rest(sequence, tokens)
-        if part and not any(child.tokens[: len(part)] == part for child in parent.children.values()):
-            self._put(self._add(parent, part, sequence.blocks[len(sequence.names)]))
+        if last is not None:
+            self._put(last)
         sequence.truncate(0)
 
     def forget(self) -> None:
         """Free all memory that no sequence holds. What is on disk stays."""
         while self._cache.evict():
             pass
-
-    def stats(self) -> PrefixCacheStats:
-        return PrefixCacheStats(
-            blocks=len(self._tree),
-            nbytes=len(self._tree) * self._cache.block_stride,
-            num_prompt_tokens=self._num_prompt_tokens,
-            from_memory=self._from_memory,
-            from_disk=self._from_disk,
-            evicted=self._tree.num_evicted,
-        )
 
     def check_integrity(self) -> None:
         """The books of the cache and those about its contents balance."""
@@ -163,7 +154,7 @@ class PrefixCache:
         sequence.names.append(node.name)
         sequence.length += KV_BLOCK
 
-    def _share(self, sequence: Sequence, tokens: Seq[int]) -> None:
+    def _append_known(self, sequence: Sequence, tokens: Seq[int]) -> None:
         """Append the full blocks that are in memory."""
         while sequence.length + KV_BLOCK < len(tokens):
             parent = self._last(sequence)
@@ -173,7 +164,7 @@ class PrefixCache:
             self._cache.share(node.block)
             self._append(sequence, node)
 
-    def _load(self, store: BlockStore, sequence: Sequence, tokens: Seq[int]) -> None:
+    def _append_stored(self, store: BlockStore, sequence: Sequence, tokens: Seq[int]) -> None:
         """Append the full blocks that are on disk, as far as there is memory for them."""
         names, name = [], self._last(sequence).name
         for start in range(sequence.length, len(tokens) - KV_BLOCK, KV_BLOCK)[: self._cache.num_free]:
@@ -192,26 +183,25 @@ class PrefixCache:
         stored = closest(self._store.children(node.name), rest)
         return stored if best is None or (stored is not None and stored.count > best.count) else best
 
-    def _copy(self, sequence: Sequence, known: Match, count: int) -> int:
-        """Append a copy of a block, of which the first `count` tokens count; 0 if there is nothing to be had."""
+    def _use_part(self, sequence: Sequence, known: Match, count: int) -> int:
+        """Append a block of which the first `count` tokens count; 0 if there is nothing to be had."""
         if count == 0:
             return 0
         node = self._tree.find(self._last(sequence), known.name)
-        block = self._copy_in_memory(node.block) if node is not None else self._copy_from_disk(known.name)
+        block = self._hold(node.block, count) if node is not None else self._copy_from_disk(known.name)
         if block is None:
             return 0
         sequence.blocks.append(block)
         sequence.length += count
         return count
 
-    def _copy_in_memory(self, source: int) -> int | None:
-        """A fresh block like one that is known; None if there is no memory."""
-        self._cache.share(source)  # lest it be evicted for its own copy, and afterwards it is recently used
-        block = self._cache.allocate() if self._cache.num_free else None
-        if block is not None:
-            self._cache.copy_block(source, block)
-        self._cache.release(source)
-        return block
+    def _hold(self, block: int, count: int) -> int | None:
+        """A known block, held once more; None if writing behind `count` tokens needs a copy, and there is no memory."""
+        self._cache.share(block)
+        if self._cache.num_free or self._cache.is_owned(block, count):
+            return block
+        self._cache.release(block)
+        return None
 
     def _copy_from_disk(self, name: bytes) -> int | None:
         """A fresh block like one on disk; None if there is no memory, or the stored one has gone."""

@@ -68,7 +68,6 @@ class BlockTree:
         self._nodes = {name: self.root}
         self._by_block: dict[int, Node] = {}
         self._evicted: OrderedDict[bytes, None] = OrderedDict()
-        self.num_evicted = 0
 
     def __len__(self) -> int:
         return len(self._by_block)
@@ -99,7 +98,6 @@ class BlockTree:
 
     def evict(self, block: int) -> None:
         """Know a block no more that had to make room, but that it was known."""
-        self.num_evicted += 1
         self._evicted[self.remove(block).name] = None
         if len(self._evicted) > MAX_EVICTED:
             self._evicted.popitem(last=False)

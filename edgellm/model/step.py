@@ -65,6 +65,11 @@ class Stepper:
         return self._writer.names
 
     @property
+    def logits(self) -> NDArray[np.float32]:
+        """Those of the last step, [logit rows][V], valid until the next."""
+        return self._buffers.logits[: self._step[LOGIT_COUNT], : self.config.vocabulary]
+
+    @property
     def residual(self) -> NDArray[np.float32]:
         """The stream that layers add to, [rows][D], of the step that runs."""
         return self._buffers.residual
@@ -116,7 +121,7 @@ class Stepper:
         self._walk(row, num_logits, num_spans, times, stops or {})
         for rows in batch:
             rows.sequence.length += len(rows.tokens)
-        return self._buffers.logits[:num_logits, : self.config.vocabulary]
+        return self.logits
 
     def close(self) -> None:
         """Forget the model's memory, so that its file can be unmapped."""

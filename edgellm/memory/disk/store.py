@@ -3,7 +3,7 @@
     put -> BackgroundWriter -> Appender -> SegmentWriter
     get -> Index -> Segment, mapped -> checksum -> Block
 
-Nothing here makes generation wait or fail: what cannot be stored is dropped and counted, what cannot be read is a miss.
+Nothing here makes generation wait or fail: what cannot be stored is dropped and logged, what cannot be read is a miss.
 A block that was flushed survives the end of the process, however it ends; not a power cut in the same seconds.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgellm.memory.disk.appender import Appender
 from edgellm.memory.disk.evicted import EvictedNames
-from edgellm.memory.disk.folder import Folder, clear_folder
+from edgellm.memory.disk.folder import Folder
 from edgellm.memory.disk.index import Index
 from edgellm.memory.disk.record import HASH_BYTES, Data, Header, pack_tokens, record_bytes
 from edgellm.memory.disk.segment import StoredBlock
@@ -41,19 +41,6 @@ class Block:
     data: NDArray[np.uint8]  # [block_bytes], mapped and read-only
 
 
-@dataclass(frozen=True)
-class BlockStoreStats:
-    """What is there, and what became of puts and gets in this process."""
-
-    blocks: int  # of this model and KV format
-    nbytes: int  # of all segments in the folder
-    segments: int
-    hits: int
-    misses: int
-    dropped: int  # puts that were not stored: queue full, no room, or writing has failed
-    write_errors: int
-
-
 class BlockStore:
     """The blocks of one model and KV format in a folder that processes and models share.
 
@@ -72,7 +59,6 @@ class BlockStore:
         self._block_bytes = block_bytes
         self._budget = budget_bytes
         self._evicted = EvictedNames(folder)
-        self._hits = self._misses = 0
         self._max_queued = max(1, MAX_QUEUED // record_bytes(block_bytes))
         if record_bytes(block_bytes) > budget_bytes:
             self._max_queued = 0
@@ -109,9 +95,6 @@ class BlockStore:
             if not self._verify(stored, data):
                 break
             blocks.append(Block(stored.header.name, stored.header.parent, stored.header.tokens, data))
-        with self._index.lock:
-            self._hits += len(blocks)
-            self._misses += len(blocks) < len(names)
         return blocks
 
     def put(self, name: bytes, parent: bytes, tokens: Sequence[int], data: Data, text: bytes) -> None:
@@ -131,12 +114,6 @@ class BlockStore:
                 stored.segment.touch()  # it is in use, if only in memory
                 return
         self._writer.put(Header(name, parent, self._model, text, pack_tokens(tokens), self._block_bytes), data)
-
-    def contains(self, name: bytes) -> bool:
-        """Whether the block is in a segment that this process knows of."""
-        self._begin_after_fork()
-        with self._index.lock:
-            return self._index.find(name) is not None
 
     def children(self, parent: bytes) -> list[tuple[bytes, tuple[int, ...]]]:
         """Name and tokens of the stored blocks that follow a block, or begin texts, see `put`."""
@@ -164,27 +141,6 @@ class BlockStore:
         """Wait until what was put is in the file, or dropped; False if that takes longer than timeout, in seconds."""
         self._begin_after_fork()
         return self._writer.flush(timeout)
-
-    def clear(self) -> None:
-        """Delete all segments that no other living process is writing."""
-        self.flush()
-        self._appender.close()
-        clear_folder(self._folder.path)
-        self.refresh()
-
-    def stats(self) -> BlockStoreStats:
-        self.refresh()
-        with self._index.lock:
-            segments = self._index.segments
-            return BlockStoreStats(
-                blocks=self._index.num_blocks,
-                nbytes=sum(segment.size for segment in segments),
-                segments=len(segments),
-                hits=self._hits,
-                misses=self._misses,
-                dropped=self._writer.num_dropped,
-                write_errors=self._writer.num_errors,
-            )
 
     def close(self, timeout: float | None = 10.0) -> None:
         """Flush, and end the thread. A disk that does not answer within timeout, in seconds, is given up."""

@@ -25,16 +25,15 @@ class BackgroundWriter:
         self._changed = threading.Condition()
         self._stopped = False
         self._thread: threading.Thread | None = None  # none in a process that only reads
-        self.num_dropped = 0
-        self.num_errors = 0
+        self._num_dropped = 0
 
     def put(self, header: Header, data: Data) -> None:
-        """Queue a copy of a block; dropped and counted if the queue is full or nothing is written any more."""
+        """Queue a copy of a block; it is dropped if the queue is full or nothing is written any more."""
         with self._changed:
             if header.name in self._queue:
                 return
             if self._stopped or len(self._queue) >= self._max_queued:
-                self.num_dropped += 1
+                self._num_dropped += 1
                 return
             self._queue[header.name] = header, new_record(data, header.block_bytes)
             if self._thread is None:
@@ -55,6 +54,8 @@ class BackgroundWriter:
             self._changed.notify_all()
         if self._thread is not None and flushed:
             self._thread.join()
+        if self._num_dropped:
+            log.info("the disk cache had no room for %d blocks, or no time", self._num_dropped)
         return flushed
 
     def _run(self) -> None:
@@ -62,7 +63,7 @@ class BackgroundWriter:
             written = self._try_write(*item)
             with self._changed:
                 del self._queue[item[0].name]
-                self.num_dropped += not written
+                self._num_dropped += not written
                 self._changed.notify_all()
 
     def _next(self) -> tuple[Header, NDArray[np.uint8]] | None:
@@ -77,6 +78,5 @@ class BackgroundWriter:
             return self._write(header, record)
         except Exception as error:  # whatever it is, generation goes on
             log.warning("the disk cache stores nothing any more: %s", error, exc_info=not isinstance(error, OSError))
-            self.num_errors += 1
             self._stopped = True
             return False

@@ -36,7 +36,7 @@ def num_rows(step: list[Rows]) -> int:
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> int:
     """Models load with steps of this many rows, so that long prompts take several."""
-    monkeypatch.setattr(model_module, "_step_rows", lambda nbytes: 40)
+    monkeypatch.setattr(model_module, "step_rows", lambda nbytes: 40)
     return 40
 
 
@@ -88,7 +88,7 @@ def test_a_step_never_has_more_rows_than_it_takes(
     path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[list[Rows]]
 ) -> None:
     """Forty requests on steps of fewer rows, prompts and decoding mixed; a context shorter than a draft, too."""
-    monkeypatch.setattr(model_module, "_step_rows", lambda nbytes: 35)
+    monkeypatch.setattr(model_module, "step_rows", lambda nbytes: 35)
     with small(path, 100, context=64) as model:
         streams = [model.generate(longest(s, 3 + s), replace(FOREVER, max_tokens=20)) for s in range(40)]
         assert [len(list(stream)) for stream in streams] == [20] * 40

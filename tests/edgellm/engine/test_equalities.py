@@ -84,7 +84,7 @@ def test_requests_that_take_each_others_memory_equal_each_alone(path: Path, alon
 def test_chunks_of_prompts_equal_the_whole(
     path: Path, alone: list[Given], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_module, "_step_rows", lambda nbytes: rows)
+    monkeypatch.setattr(model_module, "step_rows", lambda nbytes: rows)
     assert_equal(FEW, run_together(path, FEW, threads=2, streams=14), alone[: len(FEW)])
 
 

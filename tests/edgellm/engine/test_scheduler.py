@@ -63,13 +63,23 @@ def test_a_request_waits_for_a_prefix_that_another_computes() -> None:
     assert should_wait(mine, [request(tokens=[*text, -2], computed=3 * KV_BLOCK)])
 
 
+@pytest.mark.parametrize("length", [2, 20, 4 * KV_BLOCK])
+def test_a_request_waits_for_the_last_token_that_another_computes_of_its_prompt(length: int) -> None:
+    """All but its own last, which it computes itself for the logits."""
+    text = list(range(length))
+    for other in (text, [*text, -1], [*text[:-1], -1]):
+        for computed in (0, length - 2):
+            assert should_wait(request(tokens=text), [request(tokens=other, computed=computed)])
+        assert not should_wait(request(tokens=text), [request(tokens=other, computed=length - 1)])
+
+
 def test_a_request_does_not_wait_where_there_is_nothing_to_share() -> None:
     text = list(range(4 * KV_BLOCK))
     mine = request(tokens=[*text, -1])
     for other in (
         mine,
         request(tokens=[*text, -2]),  # waits itself
-        request(tokens=[*text, -2], computed=3 * KV_BLOCK + 1),  # less than a block is to come
+        request(tokens=[*text[:-1], -2, -2], computed=3 * KV_BLOCK),  # less than a block is to come
         request(tokens=[*text, -2], computed=4 * KV_BLOCK),  # decodes
         request(tokens=[-1, *text], computed=0),
         request(tokens=[*text[: KV_BLOCK - 1], -1, -1], computed=0),
