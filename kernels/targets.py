@@ -48,9 +48,9 @@ class Target:
     @property
     def rule(self) -> Choice:
         """What to do where nothing was measured."""
-        # Largest shape whose accumulators stay in registers: 32 of 512 bits hold 2 x 6 x 2 vectors, the
+        # Largest shape whose accumulators stay in registers: 32 of 512 bits hold 12 x 2 vectors, the
         # weights and a broadcast; 16 of 256 bits hold two vectors for each of ours.
-        tile = Tile(2, 6) if self.has_32_registers else Tile(1, 2)
+        tile = Tile(1, 12) if self.has_32_registers else Tile(1, 2)
         # One Intel core made 50 G products/s with AVX512-BF16, 90 without.
         return Choice(tile, self.has("avx512bf16") and self.cpu.startswith("znver"))
 
@@ -66,9 +66,16 @@ class Target:
     def fast_bf16(self) -> bool:
         return self.choice.fast_bf16
 
+    @property
+    def heights(self) -> tuple[int, ...]:
+        """Tokens that a register tile may have, ascending; the last is the chosen tile's."""
+        return (*(height for height in (1, 2, 4, 8) if height < self.tile.tokens), self.tile.tokens)
+
     def halves(self, tokens: int) -> int:
-        """Halves of a panel in a tile of so many tokens: few tokens take what fits, to read weights in one stream."""
-        return self.tile.halves if tokens == self.tile.tokens else self.rule.tile.halves
+        """Halves of a panel in a tile of so many tokens: two where they fit, to read weights in one stream."""
+        if tokens == self.tile.tokens:
+            return self.tile.halves
+        return 2 if self.has_32_registers and tokens <= 6 else 1
 
     @property
     def has_32_registers(self) -> bool:

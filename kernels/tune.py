@@ -32,7 +32,7 @@ Call = Callable[[int], None]  # runs so many times
 def tiles(target: Target) -> tuple[Tile, ...]:
     """Shapes that fit the registers, that of the rule first."""
     if target.has_32_registers:
-        return Tile(2, 6), Tile(1, 12), Tile(1, 8)
+        return Tile(1, 12), Tile(2, 6), Tile(1, 8)
     return Tile(1, 2), Tile(1, 3), Tile(1, 4)
 
 

@@ -37,6 +37,7 @@ class Activation:
 
 
 def _activation(rows: int, columns: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    rows += ops.MAX_TILE_ROWS - 1  # the last tile may have room for more
     return aligned_zeros(rows * columns, np.int8), aligned_zeros(rows * columns // BLOCK * ops.META_WORDS, np.float32)
 
 

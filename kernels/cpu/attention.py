@@ -17,7 +17,7 @@ import numpy as np
 from edgellm.kernels.cpu.attention_blocks import PAIR_BYTES, store_pairs
 from edgellm.kernels.cpu.attention_chunk import attend_chunk
 from edgellm.kernels.cpu.math import exp2
-from edgellm.kernels.cpu.quantize import quantize_block
+from edgellm.kernels.cpu.quantize import clear_slots, quantize_block
 from edgellm.kernels.cpu.rows import first_of, tile_height, tile_start
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import ATTEND, CHUNK, META_BYTES, QUERY_STRIDE, RESULT_HEADER, SPAN_QUERIES, STEP
@@ -58,7 +58,7 @@ def emit(op: int, step: int, result: int, row: int, head: int) -> None:
     """o / l of a query, quantized, into the activation that the output projection reads."""
     head_size = load_i64(op + HEAD_SIZE)
     columns, rows = load_i64(op + HEADS) * head_size, load_i64(step + ROWS)
-    start = tile_start(row, rows)
+    start = tile_start(row)
     tokens, slot = tile_height(rows - start), row - start
     total = splat_f32(load_f32(result + 4))
     for entry in range(0, head_size, BLOCK):
@@ -67,6 +67,8 @@ def emit(op: int, step: int, result: int, row: int, head: int) -> None:
         codes = load_i64(op + OUT_CODES) + start * columns + (block * tokens + slot) * BLOCK
         meta = load_i64(op + OUT_META) + (start * (columns >> 5) + block * tokens) * META_BYTES + slot * 4
         quantize_block(load_f32x16(o) / total, load_f32x16(o + 64) / total, codes, meta, tokens)
+        if row == rows - 1:
+            clear_slots(meta - slot * 4, rows - start, tokens)
 
 
 @kernel

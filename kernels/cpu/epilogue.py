@@ -6,7 +6,7 @@ An epilogue takes 32 outputs of a few rows while they are in the cache.
 from typing import Any
 
 from edgellm.kernels.cpu.math import silu
-from edgellm.kernels.cpu.quantize import quantize_block, quantize_kv
+from edgellm.kernels.cpu.quantize import clear_slots, quantize_block, quantize_kv
 from edgellm.kernels.cpu.rows import SEQUENCES, kv_address
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import ADD, KEY, KV_BLOCK, META_BYTES, PART, QUERY, STEP, STORE, SWIGLU
@@ -81,11 +81,11 @@ def into_cache(part: int, step: int, y: int, row: int, first: int, is_key: int) 
 
 
 @kernel
-def finish(part: int, step: int, y: int, up: int, start: int, tokens: int, panel: int) -> None:
-    """The epilogue of a tile: y float32 [tokens][32] are outputs 32 * panel.. of rows start.. ."""
+def finish(part: int, step: int, y: int, up: int, start: int, tokens: int, rows: int, panel: int) -> None:
+    """The epilogue of a tile of `tokens`: y float32 [rows][32] are outputs 32 * panel.. of rows start.. ."""
     epilogue, out, stride = load_i64(part + EPILOGUE), load_i64(part + OUT), load_i64(part + STRIDE)
     first = panel * BLOCK
-    for t in range(tokens):
+    for t in range(rows):
         row, at = start + t, y + t * 128
         to = out + (row * stride + first) * 4
         if epilogue == STORE:
@@ -109,3 +109,6 @@ def finish(part: int, step: int, y: int, up: int, start: int, tokens: int, panel
             quantize_block(low, high, codes, meta, tokens)
         else:
             into_cache(part, step, at, row, first, epilogue == KEY)
+    if epilogue == SWIGLU:
+        meta = load_i64(part + OUT_META) + (start * (stride >> 5) + panel * tokens) * META_BYTES
+        clear_slots(meta, rows, tokens)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from edgellm.kernels.cpu.epilogue import EPILOGUE, finish
 from edgellm.kernels.cpu.outliers import ENTRY_BYTES, list_outliers, make_add_outliers
-from edgellm.kernels.cpu.rows import HEIGHTS, first_of, log2_blocks, own_copy, rows_of, tile_height
+from edgellm.kernels.cpu.rows import HEIGHTS, TALLEST, first_of, log2_blocks, own_copy, rows_of, tile_height
 from edgellm.kernels.cpu.tiles import make_tile
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import INT4, INT4_ASYM, INT8, MATMUL, MAX_TILE_ROWS, META_BYTES, PART, SWIGLU
@@ -21,21 +21,23 @@ from edgellm.kernels.targets import Tile
 def make_product(layout: int) -> Callable[..., None]:
     """out float32 [tokens][32] = 32 rows of weights of a layout times a tile of rows of any height."""
     tiles = {height: make_tile(layout, Tile(selected().halves(height), height)) for height in HEIGHTS}
-    one, two, full = tiles[1], tiles[2], tiles[HEIGHTS[0]]
-    four = tiles.get(4, full)
+    one, two, full = tiles[1], tiles[2], tiles[TALLEST]
+    four, eight = tiles.get(4, full), tiles.get(8, full)
 
     @kernel
     def product(
-        codes: int, scales: int, mins: int, x: int, meta: int, blocks: int, group_shift: int, out: int, tokens: int
+        codes: int, scales: int, mins: int, x: int, meta: int, blocks: int, group_shift: int, out: int, tokens: int, ahead: int
     ) -> None:
         if tokens == 1:
-            one(codes, scales, mins, x, meta, blocks, group_shift, out)
+            one(codes, scales, mins, x, meta, blocks, group_shift, out, ahead)
         elif tokens == 2:
-            two(codes, scales, mins, x, meta, blocks, group_shift, out)
+            two(codes, scales, mins, x, meta, blocks, group_shift, out, ahead)
         elif tokens == 4:
-            four(codes, scales, mins, x, meta, blocks, group_shift, out)
+            four(codes, scales, mins, x, meta, blocks, group_shift, out, ahead)
+        elif tokens == 8:
+            eight(codes, scales, mins, x, meta, blocks, group_shift, out, ahead)
         else:
-            full(codes, scales, mins, x, meta, blocks, group_shift, out)
+            full(codes, scales, mins, x, meta, blocks, group_shift, out, ahead)
 
     made: Callable[..., None] = product
     return made
@@ -57,22 +59,25 @@ WEIGHT, UP_WEIGHT = PART.layout, PART.up_layout  # five words each: layout, code
 
 @kernel
 def multiply(
-    weight: int, panel: int, x: int, meta: int, blocks: int, tokens: int, out: int, outliers: int, count: int
+    weight: int, panel: int, x: int, meta: int, blocks: int, tokens: int, out: int, outliers: int, count: int,
+    first_tile: int,
 ) -> None:
     """out [tokens][32] = a panel of the weight, at its five words, times the tile with its `count` outliers."""
     layout, codes, scales = load_i64(weight), load_i64(weight + 8), load_i64(weight + 16)
     mins, shift = load_i64(weight + 24), log2_blocks(load_i64(weight + 32))
-    codes += panel * blocks * (1024 if layout == INT8 else 512)
+    size = blocks * (1024 if layout == INT8 else 512)
+    codes += panel * size
+    ahead = codes + size if first_tile else 0
     scales += panel * (blocks >> shift) * 64
     mins += panel * (blocks >> shift) * 64
     if layout == INT8:
-        product_int8(codes, scales, mins, x, meta, blocks, shift, out, tokens)
+        product_int8(codes, scales, mins, x, meta, blocks, shift, out, tokens, ahead)
         add_outliers_int8(codes, scales, shift, out, outliers, count)
     elif layout == INT4:
-        product_int4(codes, scales, mins, x, meta, blocks, shift, out, tokens)
+        product_int4(codes, scales, mins, x, meta, blocks, shift, out, tokens, ahead)
         add_outliers_int4(codes, scales, shift, out, outliers, count)
     else:
-        product_int4_asym(codes, scales, mins, x, meta, blocks, shift, out, tokens)
+        product_int4_asym(codes, scales, mins, x, meta, blocks, shift, out, tokens, ahead)
         add_outliers_int4_asym(codes, scales, shift, out, outliers, count)
 
 
@@ -89,10 +94,10 @@ def run_part(
         while start < rows:
             tokens, count = tile_height(rows - start), load_i32(entries)
             x, meta = all_x + start * blocks * BLOCK, all_meta + start * blocks * META_BYTES
-            multiply(part + WEIGHT, panel, x, meta, blocks, tokens, y, entries + ENTRY_BYTES, count)
+            multiply(part + WEIGHT, panel, x, meta, blocks, tokens, y, entries + ENTRY_BYTES, count, start == 0)
             if load_i64(part + EPILOGUE) == SWIGLU:
-                multiply(part + UP_WEIGHT, panel, x, meta, blocks, tokens, up, entries + ENTRY_BYTES, count)
-            finish(part, step, y, up, start, tokens, panel)
+                multiply(part + UP_WEIGHT, panel, x, meta, blocks, tokens, up, entries + ENTRY_BYTES, count, start == 0)
+            finish(part, step, y, up, start, tokens, min(tokens, rows - start), panel)
             start += tokens
             entries += (count + 1) * ENTRY_BYTES
 
@@ -104,7 +109,8 @@ def find_outliers(op: int, step: int, all_meta: int, outliers: int) -> None:
     rows, start = rows_of(step, load_i64(op + SELECTED)), 0
     while start < rows:
         tokens = tile_height(rows - start)
-        count = list_outliers(all_meta + start * blocks * META_BYTES, blocks, tokens, outliers + ENTRY_BYTES)
+        meta = all_meta + start * blocks * META_BYTES
+        count = list_outliers(meta, blocks, tokens, min(tokens, rows - start), outliers + ENTRY_BYTES)
         store_i32(outliers, count)
         start += tokens
         outliers += (count + 1) * ENTRY_BYTES

@@ -24,8 +24,8 @@ ENTRY_BYTES = 16  # of an outlier in a list
 
 
 @kernel
-def list_outliers(meta: int, blocks: int, tokens: int, entries: int) -> int:
-    """Note the outliers of a tile of rows, blocks ascending; returns how many.
+def list_outliers(meta: int, blocks: int, tokens: int, rows: int, entries: int) -> int:
+    """Note the outliers of the first `rows` of a tile of `tokens`, blocks ascending; returns how many.
 
     An entry is 16 bytes: float32 128 * high part * activation scale, int32 block, int32 index in it, int32 row * 128.
     """
@@ -33,10 +33,10 @@ def list_outliers(meta: int, blocks: int, tokens: int, entries: int) -> int:
     for block in range(blocks):
         at = meta + block * tokens * META_BYTES
         any_word = 0
-        for t in range(tokens):
+        for t in range(rows):
             any_word |= load_i32(at + 16 * tokens + t * 4)
         if any_word:
-            for t in range(tokens):
+            for t in range(rows):
                 word = at + 16 * tokens + t * 4
                 if load_i32(word):
                     place, entry = load_i32(at + 20 * tokens + t * 4), entries + count * ENTRY_BYTES

@@ -35,7 +35,7 @@ def make_product_probe(layout: int, shape: Tile) -> Callable[..., None]:
         for _ in range(repeats):
             for row in range(0, ROWS, height):
                 x, m = rows + row * blocks * BLOCK, meta + row * blocks * META_BYTES
-                multiply(weights, scales, mins, x, m, blocks, 0, out + row * 128)
+                multiply(weights, scales, mins, x, m, blocks, 0, out + row * 128, 0)
 
     made: Callable[..., None] = probe
     return made

@@ -22,7 +22,7 @@ from edgellm.kernels.simd.arithmetic import (
     splat_f32,
 )
 from edgellm.kernels.simd.bfloat import from_bf16, store_one_bf16, to_bf16
-from edgellm.kernels.simd.kernel import inlined
+from edgellm.kernels.simd.kernel import inlined, kernel
 from edgellm.kernels.simd.memory import store_f32, store_i8, store_i8x16, store_i32
 
 CODE_MAX = np.float32(127.0)
@@ -64,6 +64,14 @@ def quantize_block(low: Any, high: Any, codes: int, meta: int, tokens: int) -> N
     store_i32(meta + tokens * 12, -128 * low_total)
     store_i32(meta + tokens * 16, word)
     store_i32(meta + tokens * 20, place)
+
+
+@kernel
+def clear_slots(meta: int, first: int, tokens: int) -> None:
+    """Nothing in the rows first.. of a tile, for one block: what numbers lie there could be slow to multiply."""
+    for t in range(first, tokens):
+        store_f32(meta + t * 4, ZERO)
+        store_f32(meta + (tokens + t) * 4, ZERO)
 
 
 @inlined

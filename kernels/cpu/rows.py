@@ -5,8 +5,8 @@ from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import load_i32, load_i64
 from edgellm.kernels.simd.vectors import selected
 
-TILE_TOKENS = selected().tile.tokens
-HEIGHTS = (TILE_TOKENS, *(height for height in (4, 2, 1) if height < TILE_TOKENS))
+HEIGHTS = selected().heights
+TALLEST = HEIGHTS[-1]
 
 FEW = STEP.few
 ROWS, LOGIT_COUNT, LOGIT_ROWS = STEP.rows, STEP.logit_count, STEP.logit_rows
@@ -16,11 +16,11 @@ BLOCK_SHIFT = KV_BLOCK.bit_length() - 1
 
 @kernel
 def tile_height(rows_left: int) -> int:
-    """Rows of the next tile."""
+    """Rows that the next tile has room for: the least that holds all that are left, or the most there is."""
     for height in HEIGHTS:
-        if rows_left >= height:
+        if rows_left <= height:
             return height
-    return 0
+    return TALLEST
 
 
 @kernel
@@ -41,12 +41,9 @@ def own_copy(step: int, shared: int, own: int, thread: int, row_bytes: int) -> i
 
 
 @kernel
-def tile_start(row: int, rows: int) -> int:
+def tile_start(row: int) -> int:
     """First row of the tile that holds `row`."""
-    start = row - row % TILE_TOKENS
-    while start + tile_height(rows - start) <= row:
-        start += tile_height(rows - start)
-    return start
+    return row - row % TALLEST
 
 
 @kernel

@@ -31,6 +31,7 @@ from edgellm.kernels.simd.memory import (
     load_i32,
     load_u8x64,
     prefetch,
+    prefetch_l2,
     store_f32x16,
 )
 from edgellm.kernels.simd.vectors import f32x16, i32x16, u8x64
@@ -38,8 +39,7 @@ from edgellm.kernels.targets import Tile
 
 # Few tokens wait for weights from memory, which the processor's own prefetching leaves a fifth slower (32 after
 # 40 GB/s on one Zen 5 core; 4 to 12 KB ahead do equally well). Fetching scales ahead as well gained nothing.
-STREAMING_TOKENS = 4
-AHEAD = 6144  # bytes
+STREAMING_TOKENS = 2
 TileKernel = Callable[[int, int, int, int, int, int, int, int], None]
 
 
@@ -50,6 +50,7 @@ def make_tile(layout: int, shape: Tile) -> TileKernel:
     zero_sums_4, zero_weights = zero_tile(sums_4, halves * tokens), zero_tile(u8x64, halves)
     has_mins, is_int8 = layout == INT4_ASYM, layout == INT8
     half_bytes = 512 if is_int8 else 256
+    ask_for = prefetch_l2 if tokens <= STREAMING_TOKENS else prefetch
     begin_plane = 0 if has_mins else 8 * tokens  # -8 * sum; unused with minimums
 
     @inlined
@@ -98,13 +99,16 @@ def make_tile(layout: int, shape: Tile) -> TileKernel:
     dots = dots_8 if is_int8 else dots_4
 
     @kernel
-    def tile(codes: int, scales: int, mins: int, x: int, meta: int, blocks: int, group_shift: int, out: int) -> None:
+    def tile(
+        codes: int, scales: int, mins: int, x: int, meta: int, blocks: int, group_shift: int, out: int, ahead: int
+    ) -> None:
         """out float32 [tokens][32], the first 16 * halves of each row; group_shift = log2(blocks of a group)."""
         total = zero_sums()
         for block in range(blocks):
-            if tokens <= STREAMING_TOKENS:
-                for line in range(0, 2 * half_bytes, 64):
-                    prefetch(codes + AHEAD + line)
+            if ahead:
+                for line in range(0, halves * half_bytes, 64):
+                    ask_for(ahead + line)
+                ahead += halves * half_bytes
             dot = dots(codes, x, meta)
             group = (block >> group_shift) * 64
             for h in range(halves):
@@ -125,11 +129,13 @@ def make_tile(layout: int, shape: Tile) -> TileKernel:
                 store_f32x16(out + t * 128 + h * 64, total[h * tokens + t])
 
     @kernel
-    def panel(codes: int, scales: int, mins: int, x: int, meta: int, blocks: int, group_shift: int, out: int) -> None:
-        """out float32 [tokens][32]."""
+    def panel(
+        codes: int, scales: int, mins: int, x: int, meta: int, blocks: int, group_shift: int, out: int, ahead: int
+    ) -> None:
+        """out float32 [tokens][32]; asks for as many bytes as the panel has from `ahead`."""
         for h in range(0, 2, halves):
             c, s, m = codes + h * half_bytes, scales + h * 32, mins + h * 32
-            tile(c, s, m, x, meta, blocks, group_shift, out + h * 64)
+            tile(c, s, m, x, meta, blocks, group_shift, out + h * 64, ahead + h * blocks * half_bytes if ahead else 0)
 
     made: TileKernel = panel
     return made
