@@ -58,12 +58,12 @@ def test_tiles_use_the_instruction_that_the_target_is_for(name: str, tmp_path: P
     target, instruction = TARGETS[name]
     found = functions(target, tmp_path)
     # For each of three layouts one of every height, but for small ones that became part of their caller
-    heights = len({target.tile.tokens, *(height for height in (4, 2, 1) if height < target.tile.tokens)})
-    tiles = [text for function, text in found.items() if "make_tile" in function]
-    callers = [text for function, text in found.items() if "make_product" in function]
+    tiles = [text for function, text in found.items() if re.search("make_tile.*4tile", function)]
+    callers = [text for function, text in found.items() if re.search("make_product.*7product", function)]
     inlined = sum(bool(re.search(instruction, text)) for text in callers)
     assert len(callers) == 3
-    assert len(tiles) + inlined >= 3 * (heights - 1) and len(tiles) + inlined <= 3 * heights
+    heights = len(target.heights)
+    assert 3 * (heights - 1) <= len(tiles) + inlined <= 3 * heights
     for text in tiles:
         assert re.search(instruction, text)
     if name == "avx512-vnni":

@@ -16,10 +16,10 @@ ULP = float(np.finfo(np.float32).eps)
 
 def heights_of(rows: int, library: Library) -> tuple[int, ...]:
     """Tile heights as ops.py describes them."""
-    largest = library.target.tile.tokens
+    possible = library.target.heights
     heights, left = [], rows
-    while left:
-        heights.append(largest if left >= largest else next(h for h in (4, 2, 1) if h <= min(left, largest)))
+    while left > 0:
+        heights.append(next((height for height in possible if height >= left), possible[-1]))
         left -= heights[-1]
     return tuple(heights)
 
