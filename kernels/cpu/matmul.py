@@ -26,7 +26,16 @@ def make_product(layout: int) -> Callable[..., None]:
 
     @kernel
     def product(
-        codes: int, scales: int, mins: int, x: int, meta: int, blocks: int, group_shift: int, out: int, tokens: int, ahead: int
+        codes: int,
+        scales: int,
+        mins: int,
+        x: int,
+        meta: int,
+        blocks: int,
+        group_shift: int,
+        out: int,
+        tokens: int,
+        ahead: int,
     ) -> None:
         if tokens == 1:
             one(codes, scales, mins, x, meta, blocks, group_shift, out, ahead)
@@ -59,7 +68,15 @@ WEIGHT, UP_WEIGHT = PART.layout, PART.up_layout  # five words each: layout, code
 
 @kernel
 def multiply(
-    weight: int, panel: int, x: int, meta: int, blocks: int, tokens: int, out: int, outliers: int, count: int,
+    weight: int,
+    panel: int,
+    x: int,
+    meta: int,
+    blocks: int,
+    tokens: int,
+    out: int,
+    outliers: int,
+    count: int,
     first_tile: int,
 ) -> None:
     """out [tokens][32] = a panel of the weight, at its five words, times the tile with its `count` outliers."""

@@ -17,7 +17,16 @@ ONE = np.float32(1.0)
 
 @kernel
 def norm_row(
-    x: int, ahead: int, weight: int, width: int, epsilon: float, first: int, last: int, codes: int, meta: int, tokens: int
+    x: int,
+    ahead: int,
+    weight: int,
+    width: int,
+    epsilon: float,
+    first: int,
+    last: int,
+    codes: int,
+    meta: int,
+    tokens: int,
 ) -> None:
     """Blocks first..last of a row into a tile of `tokens` rows."""
     squares = zero_f32()

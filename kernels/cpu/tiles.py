@@ -37,10 +37,11 @@ from edgellm.kernels.simd.memory import (
 from edgellm.kernels.simd.vectors import f32x16, i32x16, u8x64
 from edgellm.kernels.targets import Tile
 
-# Few tokens wait for weights from memory, which the processor's own prefetching leaves a fifth slower (32 after
-# 40 GB/s on one Zen 5 core; 4 to 12 KB ahead do equally well). Fetching scales ahead as well gained nothing.
+# Weights come from memory while the tile works: each pass asks for as much of the next panel as it reads of its own.
+# Where a step was short before (6 KB ahead), a second pass over a panel left the memory idle. One or two tokens are
+# done with a panel before the first cache would have lost it, so theirs goes to the second.
 STREAMING_TOKENS = 2
-TileKernel = Callable[[int, int, int, int, int, int, int, int], None]
+TileKernel = Callable[..., None]  # arguments in `tile` below
 
 
 def make_tile(layout: int, shape: Tile) -> TileKernel:

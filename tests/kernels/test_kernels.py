@@ -171,7 +171,7 @@ def test_swiglu_epilogue_gates_and_quantizes(library: Library) -> None:
         products.append(aligned_zeros((7, 96), np.float32))
         run_matmul(rig, activation, weight, ops.STORE, products[-1])
     out = Activation(7, 96)
-    codes = out.codes.reshape(7, 96)
+    codes = out.codes[: 7 * 96].reshape(7, 96)
     run_matmul(rig, activation, gate, ops.SWIGLU, codes, out_meta=address(out.meta), **up.words("up_"))
     found = read_activation(out, 7, 96, heights_of(7, library))
     assert_quantized(found, reference.silu(products[0]) * products[1])
