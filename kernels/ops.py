@@ -18,7 +18,8 @@ Buffers:
                   entries (simd/hadamard.py), and so do the queries then, which leaves their products as they were
 
 An activation holds rows in tiles of T rows: as high as the register tile while rows last; the last tile has the least
-height of `Target.heights` that holds the rest, and its empty rows a scale and a sum of 0. The tile of rows r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 24 in the meta bytes:
+height of `Target.heights` that holds the rest, and its empty rows a scale and a sum of 0. The tile of
+rows r0..r0+T lies at r0 * C in the codes and r0 * C/32 * 24 in the meta bytes:
 
     codes    int8 [C/32][T][32]
     meta     [C/32][6][T]    float32 scale; float32 sum of the block's values; int32 -8 and -128 times the sum of its
