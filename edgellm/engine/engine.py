@@ -38,7 +38,8 @@ class Engine:
         self._stepper, self._team, self._cache, self._context = stepper, team, cache, context
         self._requests: list[Request] = []  # that are not over, as they came
         # Not reentrant: a stream may be collected, and closed, while this very thread holds it
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed, self._num_waiting = threading.Condition(self._lock), 0
         self._is_driven = self._is_closed = self._has_ended = False
         self._pid = os.getpid()
         self._costs_depth = max(1, min(COSTS_DEPTH, context - MAX_DRAFT_ROWS))
@@ -53,7 +54,7 @@ class Engine:
                 f"the prompt's {len(request.tokens)} tokens need {needed} KV blocks, there are "
                 f"{self._cache.num_blocks}; load the model with more kv_memory"
             )
-        with self._changed:
+        with self._lock:
             self.check_open()
             self._requests.append(request)
 
@@ -62,16 +63,16 @@ class Engine:
         self._check_process()
         drives = False
         try:
-            with self._changed:
+            with self._lock:
                 while self._is_driven and not request.pieces and not request.is_over:
-                    self._changed.wait()
+                    self._wait()
                 if request.pieces:
                     return request.pieces.popleft()
                 if request.error is not None:
                     raise request.error
                 if request.finish_reason is not None:
                     return None
-                self.check_open()
+                self._check_not_closed()
                 self._is_driven = drives = True  # in one go: an interrupt may come behind every call
             while not request.pieces and not request.is_over:
                 self._step()
@@ -86,13 +87,13 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """End a request, at once or behind the step that runs. Never waits, so that it may come from anywhere."""
         request.is_cancelled = True
-        if os.getpid() == self._pid and self._changed.acquire(blocking=False):
+        if os.getpid() == self._pid and self._lock.acquire(blocking=False):
             try:
                 if not self._is_driven:
-                    self._end_cancelled()
-                    self._changed.notify_all()
+                    self._end_over()
+                    self._tell()
             finally:
-                self._changed.release()
+                self._lock.release()
 
     @contextmanager
     def alone(self) -> Iterator[Stepper]:
@@ -100,10 +101,10 @@ class Engine:
         self._check_process()
         drives = False
         try:
-            with self._changed:
+            with self._lock:
                 while self._is_driven:
-                    self._changed.wait()
-                self.check_open()
+                    self._wait()
+                self._check_not_closed()
                 self._is_driven = drives = True
             yield self._stepper
         finally:
@@ -118,31 +119,32 @@ class Engine:
         """
         if os.getpid() != self._pid:
             return
-        with self._changed:
+        with self._lock:
             self._is_closed = True  # which ends the reader that drives at its next step
             while self._is_driven:
-                self._changed.wait()
+                self._wait()
             if self._has_ended:
                 return
             self._has_ended = True
             for request in self._requests:
                 request.error = ClosedError("the model was closed; load it again to use it")
             self._end_over()
-            self._changed.notify_all()
+            self._tell()
             self._team.close()
             self._stepper.close()
 
     @property
     def num_free_blocks(self) -> int:
         self._check_process()
-        with self._changed:
+        with self._lock:
             if not self._is_driven:
-                self._end_cancelled()
+                self._end_over()
             return self._cache.num_free
 
     def _step(self) -> None:
-        """One step for whoever takes part; called by the one who drives."""
-        with self._changed:
+        """One step for whoever takes part; called by the one who drives, and who alone may touch the requests then."""
+        with self._lock:
+            self._tell()  # what the step before made
             work = self._plan()
         lengths = [request.sequence.length for request, _ in work if request.sequence]
         taken = 0
@@ -151,12 +153,9 @@ class Engine:
                 begin = time.perf_counter()
                 seen = self._run(work)
                 seconds = time.perf_counter() - begin
-            with self._changed:
-                for request, rows in work:
-                    taken += 1
-                    self._take(request, rows, seconds, seen.get(request))
-                self._end_cancelled()
-                self._changed.notify_all()
+            for request, rows in work:
+                taken += 1
+                self._take(request, rows, seconds, seen.get(request))
         except BaseException:
             # Who was not reached is as before the step, and computes it again; who was interrupted is cancelled
             for (request, _), length in list(zip(work, lengths, strict=True))[taken:]:
@@ -190,7 +189,7 @@ class Engine:
         assert sequence is not None
         before = sequence.length - len(rows.tokens)
         fills = before + 1 < len(request.tokens)
-        if len(self._requests) == 1:
+        if request.drafts and len(self._requests) == 1:
             self.costs.observe(len(rows.tokens), before, seconds)
         try:
             request.take(rows, seconds, seen)
@@ -205,20 +204,21 @@ class Engine:
 
     def _plan(self) -> list[tuple[Request, Rows]]:
         """Requests and what is computed of them, with room reserved; some may end here for lack of memory."""
-        self.check_open()
-        self._end_cancelled()
+        self._check_not_closed()
+        self._end_over()
         turn = in_turn(self._requests)[: min(MAX_RUNNING, self._stepper.max_rows)]
+        decoding: list[Request] = []
+        filling: list[Request] = []
         for request in turn:
             self._admit(request, turn)
-        running = [request for request in turn if request.sequence is not None]
-        decoding = [request for request in running if request.num_left == 1]
-        filling = [request for request in running if request.num_left > 1]
-        budgets = self._budgets(running, filling) if filling else {}
-        draft = 0 if filling else self._draft_length(len(decoding))
+            if request.sequence is not None:
+                (filling if request.num_left > 1 else decoding).append(request)
+        budgets = self._budgets(len(decoding), filling) if filling else {}
         work = []
         for request in [*decoding, *filling]:
             if request.sequence is None:  # another needed its memory
                 continue
+            draft = self._draft_length(len(decoding)) if request.drafts and not filling else 0
             try:
                 rows = request.rows(budgets.get(request, 1), draft)
             except EdgeLLMError as error:  # a constraint that came to a limit
@@ -226,22 +226,22 @@ class Engine:
                 continue
             if rows.tokens and self._reserve(request, len(rows.tokens)):
                 work.append((request, rows))
-        self._end_over()
         return [(request, rows) for request, rows in work if request.sequence is not None]
 
-    def _budgets(self, running: Seq[Request], filling: Seq[Request]) -> dict[Request, int]:
+    def _budgets(self, num_decoding: int, filling: Seq[Request]) -> dict[Request, int]:
         """Rows of a step for prompts: with company fewer, so that nobody waits long for the step's end."""
         rows = self._stepper.max_rows
-        budget = min(rows if len(running) == 1 else -(-rows // 2), rows - (len(running) - len(filling)))
+        num_running = num_decoding + len(filling)
+        budget = min(rows if num_running == 1 else -(-rows // 2), rows - num_decoding)
         scored = [request for request in filling if not request.reads_cache]
         # All that run may have a row with logits; what is left of those is for prompts that want them of every row
-        most = dict.fromkeys(scored, 1 + (self._stepper.max_logit_rows - len(running)) // max(len(scored), 1))
+        most = dict.fromkeys(scored, 1 + (self._stepper.max_logit_rows - num_running) // max(len(scored), 1))
         wanted = [min(request.num_left, most.get(request, rows)) for request in filling]
         return dict(zip(filling, share(wanted, budget), strict=True))
 
     def _draft_length(self, num_decoding: int) -> int:
         """Tokens that each may draft. None where memory is short: nobody loses any to a guess or a measurement."""
-        if not num_decoding or self._cache.num_free * KV_BLOCK < self._costs_depth + MAX_DRAFT_ROWS:
+        if self._cache.num_free * KV_BLOCK < self._costs_depth + MAX_DRAFT_ROWS:
             return 0
         return max(min(MAX_DRAFT_ROWS, self._stepper.max_rows) - num_decoding, 0) // num_decoding
 
@@ -277,27 +277,40 @@ class Engine:
             self.prefixes.end(request.sequence, request.tokens[: request.sequence.length])
             request.sequence = None
 
-    def _end_cancelled(self) -> None:
-        for request in self._requests:
+    def _end_over(self) -> None:
+        """Let go of the requests that are over or cancelled."""
+        for request in tuple(self._requests):
             if request.is_cancelled:
                 request.finish("cancelled")
-        self._end_over()
-
-    def _end_over(self) -> None:
-        for request in [request for request in self._requests if request.is_over]:
-            self._give_back(request)
-            self._requests.remove(request)  # only now: an interrupt leaves the others to the next time
-            self.session.add(IndexedText(request.tokens))
+            if request.is_over:
+                self._give_back(request)
+                self._requests.remove(request)  # only now: an interrupt leaves the others to the next time
+                self.session.add(IndexedText(request.tokens))
 
     def _release(self) -> None:
-        with self._changed:
+        with self._lock:
             if not self._is_driven:  # by another already
-                self._end_cancelled()
+                self._end_over()
+            self._tell()
+
+    def _wait(self) -> None:
+        """Until somebody tells that something changed. The caller holds the lock."""
+        self._num_waiting += 1
+        try:
+            self._changed.wait()
+        finally:
+            self._num_waiting -= 1
+
+    def _tell(self) -> None:
+        if self._num_waiting:  # who decodes alone has nobody to tell, and every call costs
             self._changed.notify_all()
 
     def check_open(self) -> None:
         """Errors: ClosedError."""
         self._check_process()
+        self._check_not_closed()
+
+    def _check_not_closed(self) -> None:
         if self._is_closed:
             raise ClosedError("the model was closed; load it again to use it")
 

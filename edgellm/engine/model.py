@@ -154,7 +154,8 @@ class Model:
                 size = min(MAX_LOGIT_ROWS, stepper.max_rows)
                 for first in range(0, len(ids), size):
                     tokens = ids[first : first + size]
-                    result[first : first + len(tokens)] = stepper.run([Rows(sequence, tokens, range(len(tokens)))])
+                    stepper.run([Rows(sequence, tokens, range(len(tokens)))])
+                    result[first : first + len(tokens)] = stepper.logits
             finally:
                 sequence.truncate(0)
         return result

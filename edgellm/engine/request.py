@@ -2,8 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +24,7 @@ FIRST_DRAFT = 8  # tokens of an answer before the first draft: a short one is no
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What one token adds: its text, empty while a character or a stop text is incomplete."""
 
     text: str
@@ -44,6 +42,7 @@ class Request:
         context: int, controller: Controller, matcher: Matcher | None, priority: int, probe: Probe | None = None,
     ) -> None:  # fmt: skip
         self.params, self.sampler, self.priority, self.probe = params, sampler, priority, probe
+        self.drafts = params.speculation != "off"
         self.tokens = list(prompt)
         self.ids: list[int] = []  # generated, with the stop token
         self.logprobs: list[Logprobs | None] = []  # of these, where asked for and not forced
@@ -103,10 +102,7 @@ class Request:
         scored = () if self.reads_cache else self._scored(start, start + len(tokens))
         if start + len(tokens) < len(self.tokens):
             return Rows(self.sequence, tokens, scored)
-        room = min(max_draft, self._context - len(self.tokens))
-        if self._limit is not None:
-            room = min(room, self._limit - len(self.ids) - 1)
-        self._drafted = self._draft(max(room, 0)) if len(self.ids) >= FIRST_DRAFT else []
+        self._drafted = self._draft(max_draft) if self.drafts and len(self.ids) >= FIRST_DRAFT else []
         wanted = range(len(tokens) - 1, len(tokens) + len(self._drafted))
         samplers = self.sampler.addresses(self._drafted, self._masks() if self._matcher else None)
         if scored:
@@ -128,24 +124,19 @@ class Request:
         else:
             self.prefill_seconds += seconds
         if self.num_left > 0:
-            self._keep(seen, 0)
+            if seen is not None:
+                self._keep(seen, 0)
             return
         self._has_chosen = True
-        assert self.sequence is not None
-        right = 0
-        while right < len(self._drafted) and self.sampler.chosen(right) == self._drafted[right]:
-            right += 1
-        self.sequence.truncate(self.sequence.length - len(self._drafted) + right)
-        logprobs = [self.sampler.logprobs(j) for j in range(right + 1)]
-        self.num_drafted += len(self._drafted)
-        self.num_accepted += right
+        right = self._num_right() if self._drafted else 0
         new = self.sampler.accept(right + 1)
-        self._keep(seen, right)
+        if seen is not None:
+            self._keep(seen, right)
         self._controller.update(new)
-        for token, logprob in zip(new, logprobs, strict=True):
+        for j, token in enumerate(new):
             if self._matcher is not None:
                 self._matcher.accept(token)
-            self._add(token, logprob)
+            self._add(token, None if self.params.logprobs is None else self.sampler.logprobs(j))
             if self.is_over:
                 return
         if self._matcher is not None:
@@ -159,14 +150,27 @@ class Request:
         """Rows of a step at positions start..end whose next token is the prompt's, and has no logprobs yet."""
         return range(max(len(self.prompt_logprobs), start) - start, min(self._num_scored, end) - start)
 
-    def _keep(self, seen: Observation | None, accepted: int) -> None:
-        if seen is not None and self.probe is not None:
-            seen.num_drafted, seen.num_accepted = len(self._drafted), accepted
-            self.observations.append(seen)
+    def _keep(self, seen: Observation, accepted: int) -> None:
+        seen.num_drafted, seen.num_accepted = len(self._drafted), accepted
+        self.observations.append(seen)
 
-    def _draft(self, limit: int) -> list[int]:
+    def _num_right(self) -> int:
+        """Drafted tokens that were right; the sequence forgets the others."""
+        assert self.sequence is not None
+        right, count = 0, len(self._drafted)
+        while right < count and self.sampler.chosen(right) == self._drafted[right]:
+            right += 1
+        self.sequence.truncate(self.sequence.length - count + right)
+        self.num_drafted += count
+        self.num_accepted += right
+        return right
+
+    def _draft(self, most: int) -> list[int]:
+        room = min(most, self._context - len(self.tokens))
+        if self._limit is not None:
+            room = min(room, self._limit - len(self.ids) - 1)
         try:
-            drafted = self._controller.draft(limit)
+            drafted = self._controller.draft(max(room, 0))
         except KVMemoryError:  # there is no room to measure what drafts cost
             return []
         return drafted[: self._num_allowed(self._matcher, drafted)] if self._matcher and drafted else drafted
@@ -208,18 +212,20 @@ class Request:
         self.ids.append(token)
         self.logprobs.append(logprobs)
         self.tokens.append(token)
+        reason: FinishReason | None = None
         if token in self._tokenizer.stop_ids:
             text = self._stops.feed(self._decoder.flush()) + self._stops.flush()
-            self.finish("stop")
+            reason = "stop"
         else:
             text = self._stops.feed(self._decoder.feed(token))
             if self._stops.found:
-                self.finish("stop")
+                reason = "stop"
             elif self._limit is not None and len(self.ids) >= self._limit:
                 text += self._stops.feed(self._decoder.flush()) + self._stops.flush()
-                self.finish("length")
+                reason = "length"
         self.text += text
         self.pieces.append(Piece(text, token, logprobs))
+        self.finish_reason = reason  # last: its reader, in another thread, then finds all pieces
 
 
 def common_prefix(a: Seq[int], b: Seq[int]) -> int:

@@ -10,7 +10,7 @@ from edgellm.engine.logprobs import Logprobs
 from edgellm.engine.params import MAX_INT, SamplingParams
 from edgellm.errors import OptionError
 from edgellm.kernels import ops
-from edgellm.memory.buffers import address
+from edgellm.memory.buffers import address, elements
 from edgellm.model.program import float_bits
 
 WORD = {name: index for index, name in enumerate(ops.SAMPLER.names)}
@@ -69,7 +69,7 @@ class Sampler:
 
     def chosen(self, j: int) -> int:
         """The token that the last step chose for record j."""
-        token = int(self._records[j].words[CHOSEN])
+        token = self._records[j].words[CHOSEN]
         assert token >= 0, token
         return token
 
@@ -79,8 +79,8 @@ class Sampler:
 
     def accept(self, count: int = 1) -> list[int]:
         """The tokens that the first `count` records chose; they count from now on."""
-        tokens = [self.chosen(j) for j in range(count)]
-        assert tokens[:-1] == self._drafted[: count - 1], (tokens, self._drafted)
+        tokens = [record.words[CHOSEN] for record in self._records[:count]]
+        assert tokens[:-1] == self._drafted[: count - 1] and tokens[-1] >= 0, (tokens, self._drafted)
         self._draw += count
         first = self._records[0].words
         first[DRAW] = self._draw
@@ -127,7 +127,7 @@ class Sampler:
     def _add_record(self) -> None:
         record = _Record(self._vocabulary, counts=self._reads_text, top_logprobs=self._top_logprobs)
         params, mirostat = self._params, self._params.mirostat != 0
-        record.words[:] = ops.SAMPLER.pack(
+        record.fill(
             chain=sum(code << 4 * place for place, code in enumerate(self._chain)),
             mask=0,
             bias=address(self._bias),
@@ -163,14 +163,15 @@ class Sampler:
             **record.arrays,
         )
         self._records.append(record)
-        self._addresses.append(address(record.words))
+        self._addresses.append(record.address)
 
 
 class _Record:
     """The words of a record, and the arrays that the kernel works in."""
 
     def __init__(self, vocabulary: int, *, counts: bool, top_logprobs: int) -> None:
-        self.words = np.zeros(len(WORD), np.int64)
+        self._record = np.zeros(len(WORD), np.int64)
+        self.words, self.address = elements(self._record), address(self._record)
         size = vocabulary + ops.SAMPLER_PADDING
         # Not zeroed where it need not be: the system then commits it only as far as the kernel goes
         self._work = np.empty((4 if top_logprobs >= 0 else 3, size), np.int32)
@@ -179,6 +180,9 @@ class _Record:
         self.arrays = {"raw": 0, "counts": address(self._counts), "logprobs": address(self._logprobs)}
         names = ("tokens", "keys", "weights", "raw")
         self.arrays |= {name: address(array) for name, array in zip(names, self._work, strict=False)}
+
+    def fill(self, **values: int) -> None:
+        self._record[:] = ops.SAMPLER.pack(**values)
 
     def read_logprobs(self) -> Logprobs | None:
         if self._logprobs is None:

@@ -19,6 +19,14 @@ def aligned_zeros(shape: int | tuple[int, ...], dtype: type[Item]) -> NDArray[It
     return raw[start : start + size].view(kind).reshape(shape)
 
 
+def elements(array: NDArray[np.int32] | NDArray[np.int64]) -> memoryview:
+    """The elements themselves, in a row, as Python's own numbers: read and written in a third of NumPy's time.
+
+    Slices are written from arrays of the standard library, of type "i" or "q".
+    """
+    return memoryview(array.reshape(-1)).cast("B").cast("q" if array.itemsize == 8 else "i")
+
+
 def address(array: NDArray[Any] | None) -> int:
     """Where the array's bytes begin; 0 for None. The caller keeps the array alive."""
     return 0 if array is None else int(array.__array_interface__["data"][0])  # a third of the time of .ctypes

@@ -30,7 +30,7 @@ def measure(library: Library, threads: int, processors: int) -> float:
     try:
         for _ in range(ROUNDS):
             start = time.perf_counter()
-            team.run(program, 0)
+            team.run(address(program), len(program), 0)
             best = min(best, time.perf_counter() - start)
     finally:
         team.close()

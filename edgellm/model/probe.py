@@ -78,8 +78,8 @@ def run_watched(stepper: Stepper, batch: list[Rows], probes: list[Probe | None])
             look = _Attention(seen.attention, layer, head, stepper, rows.sequence, place)
             stops[stepper.attention_begin(layer)].append(look)
     times = np.zeros(len(stepper.operations) + 1, np.int64)
-    logits = stepper.run(batch, times, {at: _all_of(looks) for at, looks in stops.items()})
-    at = 0
+    stepper.run(batch, times, {at: _all_of(looks) for at, looks in stops.items()})
+    logits, at = stepper.logits, 0
     for rows, probe, seen in zip(batch, probes, observations, strict=True):
         if probe is not None and seen is not None:
             seen.logits = logits[at : at + len(rows.logits)].copy() if probe.logits else None

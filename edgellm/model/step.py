@@ -1,6 +1,7 @@
 """One step of a model: rows in, keys and values into the cache, logits and chosen tokens out."""
 
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgellm.kernels import ops
 from edgellm.kernels.jit import Library
-from edgellm.memory.buffers import address, aligned_zeros
+from edgellm.memory.buffers import address, aligned_zeros, elements
 from edgellm.memory.kv import KVCache, Sequence
 from edgellm.model.program import Buffers, ProgramWriter
 from edgellm.model.rope import RopeTable
@@ -22,7 +23,7 @@ ROWS, LOGIT_COUNT, SPAN_COUNT, SPLIT, FEW = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, which takes twice the time to make
 class Rows:
     """Neighbouring tokens of one sequence, which follow those already in the cache."""
 
@@ -48,16 +49,25 @@ class Stepper:
         self._buffers = Buffers(config, max_rows, max_logit_rows, team.threads, context)
         self._writer = ProgramWriter(library.addresses, packed, self._buffers, cache, self._rope)
         self._program = self._writer.write()
+        self._program_address, self._operation_bytes = address(self._program), self._program.strides[0]
         self._span = max(1, ops.SPAN_QUERIES // (config.heads // config.kv_heads))
         self._table_stride = -(-context // ops.KV_BLOCK)
-        self._tokens, self._positions, self._sequences = (aligned_zeros(max_rows, np.int32) for _ in range(3))
-        self._tables = aligned_zeros((max_rows, self._table_stride), np.int32)
-        self._spans = aligned_zeros((max_rows, 2), np.int32)
-        self._logit_rows = aligned_zeros(max_logit_rows, np.int32)
-        self._samplers = aligned_zeros(max_logit_rows, np.int64)
+        arrays = {
+            "tokens": aligned_zeros(max_rows, np.int32),
+            "positions": aligned_zeros(max_rows, np.int32),
+            "sequences": aligned_zeros(max_rows, np.int32),
+            "tables": aligned_zeros((max_rows, self._table_stride), np.int32),
+            "spans": aligned_zeros((max_rows, 2), np.int32),
+            "logit_rows": aligned_zeros(max_logit_rows, np.int32),
+            "samplers": aligned_zeros(max_logit_rows, np.int64),
+        }
+        step = self._step_record({name: address(values) for name, values in arrays.items()})
+        self._step, self._step_address = elements(step), address(step)
+        self._tokens, self._positions, self._sequences, self._tables, self._spans, self._logit_rows, self._samplers = (
+            elements(values) for values in arrays.values()
+        )
         self._written: list[list[int]] = [[] for _ in range(max_rows)]  # block tables as they are in _tables
-        self._step = self._step_record()
-        self._step_address = address(self._step)
+        self._all_logits = self._buffers.logits[:, : config.vocabulary]
 
     @property
     def operations(self) -> list[str]:
@@ -67,7 +77,7 @@ class Stepper:
     @property
     def logits(self) -> NDArray[np.float32]:
         """Those of the last step, [logit rows][V], valid until the next."""
-        return self._buffers.logits[: self._step[LOGIT_COUNT], : self.config.vocabulary]
+        return self._all_logits[: self._step[LOGIT_COUNT]]
 
     @property
     def residual(self) -> NDArray[np.float32]:
@@ -92,8 +102,8 @@ class Stepper:
         batch: Seq[Rows],
         times: NDArray[np.int64] | None = None,
         stops: Mapping[int, Callable[[], None]] | None = None,
-    ) -> NDArray[np.float32]:
-        """Compute all rows; returns logits float32 [logit rows][V], valid until the next step.
+    ) -> None:
+        """Compute all rows; what they led to is in the samplers' records and in `logits`.
 
         The keys and values of the rows are appended to their sequences, which must have room reserved. `times` int64
         [operations + 1] takes when each operation began and the last ended, in ticks of the processor's clock. `stops`
@@ -102,26 +112,30 @@ class Stepper:
         row = num_logits = num_spans = 0
         for number, rows in enumerate(batch):
             start, count = rows.sequence.length, len(rows.tokens)
-            assert (start + count) <= len(rows.sequence.blocks) * ops.KV_BLOCK, "room was not reserved"
+            blocks = rows.sequence.blocks
+            assert (start + count) <= len(blocks) * ops.KV_BLOCK, "room was not reserved"
             if count == 1:  # a third of the time that slices take
                 self._tokens[row], self._positions[row], self._sequences[row] = rows.tokens[0], start, number
             else:
-                self._tokens[row : row + count] = rows.tokens
-                self._positions[row : row + count] = np.arange(start, start + count)
-                self._sequences[row : row + count] = number
-            self._write_table(number, rows.sequence.blocks)
+                self._tokens[row : row + count] = array("i", rows.tokens)
+                self._positions[row : row + count] = array("i", range(start, start + count))
+                self._sequences[row : row + count] = array("i", [number]) * count
+            if self._written[number] != blocks:  # a long list costs more to write than to compare
+                table = number * self._table_stride
+                self._tables[table : table + len(blocks)] = array("i", blocks)
+                self._written[number] = list(blocks)
             for first in range(0, count, self._span):
-                self._spans[num_spans] = row + first, min(self._span, count - first)
+                self._spans[2 * num_spans], self._spans[2 * num_spans + 1] = row + first, min(self._span, count - first)
                 num_spans += 1
-            for index, sampler in zip(rows.logits, rows.samplers or [0] * len(rows.logits), strict=True):
-                self._logit_rows[num_logits], self._samplers[num_logits] = row + index, sampler
+            for place, index in enumerate(rows.logits):
+                self._logit_rows[num_logits] = row + index
+                self._samplers[num_logits] = rows.samplers[place] if rows.samplers else 0
                 num_logits += 1
             row += count
             self._rope.ensure(start + count)
-        self._walk(row, num_logits, num_spans, times, stops or {})
+        self._walk(row, num_logits, num_spans, times, stops)
         for rows in batch:
             rows.sequence.length += len(rows.tokens)
-        return self.logits
 
     def close(self) -> None:
         """Forget the model's memory, so that its file can be unmapped."""
@@ -131,50 +145,41 @@ class Stepper:
         """Logits [R][V] of hidden states [R][D], at most as many as rows with logits: the last norm and the head."""
         count = len(hidden)
         self._buffers.residual[:count] = hidden
-        self._logit_rows[:count], self._samplers[:count] = np.arange(count), 0
-        step = self._set_counts(count, count, 0)
-        self._team.run(self._program[self.layer_begin(self.config.layers) :], step)
-        return self._buffers.logits[:count, : self.config.vocabulary].copy()
+        self._logit_rows[:count] = array("i", range(count))
+        self._samplers[:count] = array("q", [0]) * count
+        self._set_counts(count, count, 0)
+        self._run_operations(self.layer_begin(self.config.layers), len(self._program))
+        return self.logits.copy()
 
     def _walk(
         self, num_rows: int, num_logits: int, num_spans: int, times: NDArray[np.int64] | None,
-        stops: Mapping[int, Callable[[], None]],
+        stops: Mapping[int, Callable[[], None]] | None,
     ) -> None:  # fmt: skip
         assert 0 < num_rows <= self.max_rows, num_rows
         assert num_logits <= self.max_logit_rows, num_logits
-        step, begin, started = self._set_counts(num_rows, num_logits, num_spans), 0, time.perf_counter()
-        for end in (*sorted(stops), len(self._program)):
-            self._team.run(self._program[begin:end], step, None if times is None else times[begin:])
-            if end in stops:
+        self._set_counts(num_rows, num_logits, num_spans)
+        begin, started = 0, time.perf_counter()
+        if stops:
+            for end in sorted(stops):
+                self._run_operations(begin, end, times)
                 stops[end]()
-            begin = end
+                begin = end
+        self._run_operations(begin, len(self._program), times)
         self.last_seconds = time.perf_counter() - started
 
-    def _write_table(self, number: int, blocks: list[int]) -> None:
-        """Where a sequence's blocks lie; a longer list costs more to write than to compare with the last."""
-        if self._written[number] != blocks:
-            self._tables[number, : len(blocks)] = blocks
-            self._written[number] = list(blocks)
+    def _run_operations(self, begin: int, end: int, times: NDArray[np.int64] | None = None) -> None:
+        self._team.run(
+            self._program_address + begin * self._operation_bytes, end - begin, self._step_address,
+            0 if times is None else address(times[begin:]),
+        )  # fmt: skip
 
-    def _set_counts(self, num_rows: int, num_logits: int, num_spans: int) -> int:
-        """The address of the step's record, with all that changes from step to step."""
+    def _set_counts(self, num_rows: int, num_logits: int, num_spans: int) -> None:
+        """All of the step's record that changes from step to step."""
         words = self._step
         words[ROWS], words[LOGIT_COUNT], words[SPAN_COUNT] = num_rows, num_logits, num_spans
         words[SPLIT], words[FEW] = num_rows <= ops.SPLIT_ROWS, num_rows <= ops.OWN_ROWS
-        return self._step_address
 
-    def _step_record(self) -> NDArray[np.int64]:
+    def _step_record(self, addresses: Mapping[str, int]) -> NDArray[np.int64]:
         """What stays the same from step to step."""
         words = dict.fromkeys(ops.STEP.names, 0)
-        words |= {
-            "tokens": address(self._tokens),
-            "positions": address(self._positions),
-            "sequences": address(self._sequences),
-            "tables": address(self._tables),
-            "table_stride": self._table_stride,
-            "kv": self.cache.address,
-            "spans": address(self._spans),
-            "logit_rows": address(self._logit_rows),
-            "samplers": address(self._samplers),
-        }
-        return ops.STEP.pack(**words)
+        return ops.STEP.pack(**(words | addresses | {"table_stride": self._table_stride, "kv": self.cache.address}))

@@ -1,5 +1,7 @@
 """Byte-level BPE, by the `tokenizers` package: each of the 256 bytes is written as a printable character."""
 
+import codecs
+
 from tokenizers import Regex
 from tokenizers import Tokenizer as Engine
 from tokenizers.models import BPE
@@ -19,6 +21,7 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTES = _byte_characters()
+_MAP = {ord(character): byte for character, byte in BYTES.items()}
 
 
 class BPETokenizer(Tokenizer):
@@ -34,10 +37,10 @@ class BPETokenizer(Tokenizer):
     def _encode_plain(self, text: str, starts: bool) -> list[int]:
         return self._engine.encode(text, add_special_tokens=False).ids
 
-    def _text_bytes(self, token: str, starts: bool) -> bytes:
+    def _text_bytes(self, token: str, spaced: bool) -> bytes:
         try:
-            return bytes([BYTES[character] for character in token])
-        except KeyError:
+            return codecs.charmap_encode(token, "strict", _MAP)[0]
+        except UnicodeEncodeError:
             return token.encode()
 
 

@@ -26,8 +26,8 @@ class SPMTokenizer(Tokenizer):
         ids: list[int] = self._engine.encode(prefix + text)
         return ids
 
-    def _text_bytes(self, token: str, starts: bool) -> bytes:
-        if starts and self._puts_space:
+    def _text_bytes(self, token: str, spaced: bool) -> bytes:
+        if spaced:
             token = token.removeprefix(SPACE)
         return token.replace(SPACE, " ").encode()
 

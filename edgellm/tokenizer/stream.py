@@ -15,14 +15,18 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._special = special
         self._previous = previous
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = b""  # the beginning of a character
 
     def feed(self, token: int) -> str:
         """The text that this token completes; empty inside a character."""
         data = self._tokenizer.token_bytes(token, self._previous, special=self._special)
         self._previous = token
-        return self._decoder.decode(data)
+        data = self._held + data
+        text, used = codecs.utf_8_decode(data, "replace")
+        self._held = data[used:]
+        return text
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that never got its last byte."""
-        return self._decoder.decode(b"", final=True)
+        text, self._held = self._held.decode(errors="replace"), b""
+        return text

@@ -10,6 +10,8 @@ from edgellm.errors import OptionError
 from edgellm.tokenizer.special import SpellingTable
 from edgellm.tokenizer.vocabulary import BYTE, CONTROL, END_TEXTS, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 
+_INTEGERS = (int, np.integer)
+
 
 class Tokenizer(ABC):
     """Texts to ids and back.
@@ -81,7 +83,7 @@ class Tokenizer(ABC):
         """What one token adds to a text after the token `previous` (None: at the start)."""
         kind, text = self._type(token), self._tokens[token]
         if kind == NORMAL:
-            return self._text_bytes(text, self._starts(previous))
+            return self._text_bytes(text, self.begins_with_space(previous))
         if kind == BYTE:
             return bytes.fromhex(text[3:5])
         return text.encode() if special or kind == USER_DEFINED else b""
@@ -99,7 +101,7 @@ class Tokenizer(ABC):
         """
         kind, text = self._type(token), self._tokens[token]
         if kind == NORMAL:
-            return self._text_bytes(text, starts=False)
+            return self._text_bytes(text, spaced=False)
         if kind == BYTE:
             byte = bytes.fromhex(text[3:5])
             return byte if byte >= b"\x80" or self._encode_plain(byte.decode(), starts=False) == [token] else b""
@@ -126,7 +128,7 @@ class Tokenizer(ABC):
         return [self.token_bytes(id_, previous=id_, special=True) for id_ in range(self.vocabulary_size)]
 
     def _type(self, token: int) -> int:
-        if not isinstance(token, int | np.integer) or not 0 <= token < self.vocabulary_size:
+        if not isinstance(token, _INTEGERS) or not 0 <= token < self.vocabulary_size:
             raise OptionError(f"token id {token!r} is not in the vocabulary; ids are 0..{self.vocabulary_size - 1}")
         return self._types[token]
 
@@ -135,8 +137,8 @@ class Tokenizer(ABC):
         """The ids of a plain text; starts: it stands at the start or right after a token matched by its spelling."""
 
     @abstractmethod
-    def _text_bytes(self, token: str, starts: bool) -> bytes:
-        """What a normal token stands for; starts as in `_encode_plain`."""
+    def _text_bytes(self, token: str, spaced: bool) -> bytes:
+        """What a normal token stands for; spaced: less the space that encoding put before it."""
 
 
 def _checked(text: str) -> str:

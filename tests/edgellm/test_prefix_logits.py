@@ -34,7 +34,8 @@ def answer(run: tuple[Stepper, KVCache], prefix: PrefixCache, tokens: list[int])
     sequence, report = prefix.begin(tokens)
     sequence.reserve(len(tokens))
     rest = tokens[sequence.length :]
-    logits = engine.run([Rows(sequence, rest, range(len(rest)))]).copy()
+    engine.run([Rows(sequence, rest, range(len(rest)))])
+    logits = engine.logits.copy()
     prefix.end(sequence, tokens)
     prefix.check_integrity()
     return report, logits

@@ -17,7 +17,7 @@ class CostModel:
         assert depth > 0, depth
         self._measure, self._depth = measure, depth
         self._is_measured = False
-        self._scale = [1.0] * MAX_ROWS  # times as long as measured
+        self._pace, self._scale = 1.0, [1.0] * MAX_ROWS  # times as long as measured: all, and by rows beyond that
 
     @cached_property
     def _measured(self) -> list[tuple[float, float]]:
@@ -29,7 +29,7 @@ class CostModel:
     def seconds(self, depth: int) -> list[float]:
         """Times expected for steps of 1..MAX_ROWS rows."""
         return [
-            scale * (shallow + slope * depth)
+            self._pace * scale * (shallow + slope * depth)
             for scale, (shallow, slope) in zip(self._scale, self._measured, strict=True)
         ]
 
@@ -42,10 +42,11 @@ class CostModel:
         """
         if rows > MAX_ROWS or not self._is_measured:
             return
-        surprise = seconds / self.seconds(depth)[rows - 1]
+        shallow, slope = self._measured[rows - 1]
+        surprise = seconds / (self._pace * self._scale[rows - 1] * (shallow + slope * depth))
         surprise = min(max(surprise, 1 / LARGEST_SURPRISE), LARGEST_SURPRISE) - 1
         if rows == 1:
-            self._scale = [scale * (1 + RATE * surprise) for scale in self._scale]
+            self._pace *= 1 + RATE * surprise
         else:
             half = 1 + RATE / 2 * surprise
             self._scale[1:] = [scale * half for scale in self._scale[1:]]
