@@ -9,8 +9,10 @@ A block is one contiguous piece of all layers, so that it can be shared, counted
     evictable    by none, but the prefix cache knows what is in it: kept until its memory is needed
 """
 
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from edgellm.config import ModelConfig
 from edgellm.errors import EdgeLLMError
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.buffers import address, aligned_zeros
+from edgellm.memory.buffers import CAN_COMMIT, address, aligned_zeros, commit
 
 KVDtype = Literal["bf16", "int8"]
 KV_DTYPES: tuple[KVDtype, ...] = get_args(KVDtype)
@@ -72,6 +74,16 @@ class KVCache:
 
     def copy_block(self, source: int, target: int) -> None:
         self._arena[target] = self._arena[source]
+
+    def prepare(self, num_blocks: int) -> None:
+        """Commit the memory of the next free blocks in the background, where the system can.
+
+        Else it is committed when first written, which takes twice the time of writing, and on a virtual machine whose
+        own memory is committed like this twenty times.
+        """
+        views = [self.block_view(block) for block in islice(self._free, num_blocks)]
+        if CAN_COMMIT and views:
+            threading.Thread(target=lambda: [commit(view) for view in views], name="edgellm-kv", daemon=True).start()
 
     # Who holds a block
 

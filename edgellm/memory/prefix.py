@@ -20,6 +20,8 @@ from edgellm.memory.disk.store import BlockStore
 from edgellm.memory.kv import KVCache, Sequence
 from edgellm.memory.tree import BlockTree, Match, Node, closest, digest
 
+PREPARED = 64 << 20  # bytes of memory, at most, that wait for what may be read from the disk
+
 Reason = Literal["hit", "never seen", "differs", "model changed", "evicted", "not read"]
 
 
@@ -58,6 +60,8 @@ class PrefixCache:
         self._cache = cache
         self._store = store
         self._tree = BlockTree(model)
+        self._has_read = True  # from the disk; before the first text, which begins as one before the restart if any does
+        self._prepare()
         cache.on_evict = self._tree.evict
 
     def begin(self, tokens: Seq[int], *, reads: bool = True) -> tuple[Sequence, CacheReport]:
@@ -128,6 +132,7 @@ class PrefixCache:
         if last is not None:
             self._put(last)
         sequence.truncate(0)
+        self._prepare()
 
     def forget(self) -> None:
         """Free all memory that no sequence holds. What is on disk stays."""
@@ -139,6 +144,12 @@ class PrefixCache:
         self._cache.check_integrity()
         self._tree.check_integrity()
         assert self._cache.num_known == len(self._tree), (self._cache.num_known, len(self._tree))
+
+    def _prepare(self) -> None:
+        """Memory for what may be read from the disk, while nobody waits for it."""
+        if self._store is not None and self._has_read:
+            self._cache.prepare(min(self._store.num_blocks, PREPARED // self._cache.block_stride))
+        self._has_read = False
 
     def _last(self, sequence: Sequence) -> Node:
         """The last full block of a sequence that is known: it is held, so it stays."""
@@ -174,6 +185,7 @@ class PrefixCache:
             block = self._cache.allocate()
             self._cache.block_view(block)[:] = stored.data
             self._append(sequence, self._add(self._last(sequence), self._rest(sequence, tokens), block))
+            self._has_read = True
 
     def _closest(self, node: Node, rest: tuple[int, ...]) -> Match | None:
         """The known block behind a node that agrees longest with rest: in memory, the last used first, or on disk."""

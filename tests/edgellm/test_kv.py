@@ -1,8 +1,13 @@
 """Blocks are counted, kept while there is room, and never written by one sequence to the harm of another."""
 
+import mmap
+import threading
+from pathlib import Path
+
 import pytest
 
 from edgellm.kernels.ops import KV_BLOCK
+from edgellm.memory.buffers import CAN_COMMIT
 from edgellm.memory.kv import KVCache, KVMemoryError, Sequence
 from tests.edgellm.kv_slots import CONFIG, holds, step
 
@@ -116,3 +121,22 @@ def test_a_sequence_alone_is_never_copied() -> None:
         step(cache, sequence, TEXT + TEXT, length)
         assert sequence.blocks[: len(blocks)] == blocks
     sequence.truncate(0)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not CAN_COMMIT, reason="the system cannot")
+def test_prepared_blocks_are_in_memory_before_they_are_written_and_stay_as_they_are() -> None:
+    cache = KVCache(CONFIG, (32 << 20) // KVCache(CONFIG, 1).block_stride)
+    first = cache.block_view(0)
+    first[:] = 7
+    before = resident_bytes()
+    cache.prepare(cache.num_blocks)
+    for thread in [thread for thread in threading.enumerate() if thread.name == "edgellm-kv"]:
+        thread.join()
+    if resident_bytes() == before:
+        pytest.skip("an older Linux")
+    assert resident_bytes() - before > 30 << 20
+    assert (first == 7).all() and not cache.block_view(1).any()

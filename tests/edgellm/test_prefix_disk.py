@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.kernels.ops import KV_BLOCK
+from edgellm.memory.kv import KVCache
 from edgellm.memory.prefix import CacheReport
 from tests.edgellm.kv_slots import BLOCK_BYTES, holds, step
 from tests.edgellm.prefix_requests import OTHER_MODEL, TEXT, changed, compute, make, opened
@@ -90,3 +91,20 @@ def test_what_the_disk_had_no_room_for_was_evicted(tmp_path: Path) -> None:
             assert store.flush(60)
         assert compute(*make(store=store), [0, *TEXT]).reason == "evicted"
         assert compute(*make(store=store), [9, *TEXT]).reason == "hit"
+
+
+def test_memory_is_prepared_for_what_is_on_disk_and_again_when_that_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+    monkeypatch.setattr(KVCache, "prepare", lambda cache, num_blocks: prepared.append(num_blocks))
+    with opened(tmp_path) as store:
+        compute(*make(store=store), TEXT)
+    assert prepared == [0]
+    with opened(tmp_path) as store:
+        cache, prefix = make(store=store)
+        assert prepared.pop() == store.num_blocks == 7
+        compute(cache, prefix, TEXT)
+        assert prepared.pop() == 7
+        compute(cache, prefix, TEXT)
+        assert not prepared.pop()

@@ -24,6 +24,11 @@ class Index:
         self._other_texts: set[bytes] = set()
 
     @property
+    def num_blocks(self) -> int:
+        """Of this model and KV format."""
+        return len(self._blocks)
+
+    @property
     def segments(self) -> list[Segment]:
         """Least recently used first."""
         return sorted(self._segments.values(), key=lambda segment: segment.last_use)

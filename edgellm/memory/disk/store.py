@@ -77,6 +77,12 @@ class BlockStore:
         self._writer = BackgroundWriter(self._appender.append, self._max_queued)
         self.refresh()
 
+    @property
+    def num_blocks(self) -> int:
+        self._begin_after_fork()
+        with self._index.lock:
+            return self._index.num_blocks
+
     def get(self, name: bytes) -> Block | None:
         """A block, mapped; None is a miss."""
         blocks = self.get_many([name])
