@@ -60,7 +60,9 @@ class PrefixCache:
         self._cache = cache
         self._store = store
         self._tree = BlockTree(model)
-        self._has_read = True  # from the disk; before the first text, which begins as one before the restart if any does
+        self._has_read = (
+            True  # from the disk; before the first text, which begins as one before the restart if any does
+        )
         self._prepare()
         cache.on_evict = self._tree.evict
 

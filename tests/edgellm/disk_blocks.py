@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory.disk import writer
 from edgellm.memory.disk.folder import clear_folder
 from edgellm.memory.disk.lock import remove_unless_locked
 from edgellm.memory.disk.record import record_bytes
@@ -158,6 +159,7 @@ def _large(number: int) -> NDArray[np.uint8]:
 
 def fork(folder: Path) -> None:
     """Fork children while blocks are being written; children and parent then put 10 blocks each."""
+    writer.QUIET = 0.0
     store = open_store(folder)
     put_all(store, range(10))
     (segment,) = folder.glob("*.kv")

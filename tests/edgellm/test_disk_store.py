@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.disk import store
+from edgellm.memory.disk import store, writer
 from edgellm.memory.disk.record import MAX_TOKENS
 from edgellm.memory.disk.segment import SegmentWriter
 from edgellm.memory.disk.store import BlockStore
@@ -185,6 +187,38 @@ def test_a_full_queue_drops_and_does_not_wait(
         assert blocks.flush(60)
         assert [number for number in range(10) if blocks.get(name(number))] == [0, 1, 2, 3]
     assert [record.message for record in caplog.records] == ["the disk cache had no room for 6 blocks, or no time"]
+
+
+def test_blocks_wait_for_quiet_or_a_flush_or_a_queue_that_fills(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_QUEUED", 8 * RECORD)
+    monkeypatch.setattr(writer, "QUIET", 1000.0)
+    monkeypatch.setattr(writer, "LONGEST", 1000.0)
+    with opened(folder) as blocks:
+        for number in range(6):
+            put(blocks, number)
+        time.sleep(0.05)
+        assert held(folder) == 0
+        put(blocks, 6)  # the seventh of eight
+        wait_for(lambda: held(folder) == RECORD)
+        assert blocks.flush(60)
+        assert held(folder) == 7 * RECORD
+
+
+@pytest.mark.parametrize("soon", ["QUIET", "LONGEST"])
+def test_a_block_waits_no_longer_than_it_must(folder: Path, monkeypatch: pytest.MonkeyPatch, soon: str) -> None:
+    for name_, seconds in {"QUIET": 1000.0, "LONGEST": 1000.0, soon: 0.05}.items():
+        monkeypatch.setattr(writer, name_, seconds)
+    with opened(folder) as blocks:
+        put(blocks, 0)
+        assert held(folder) == 0
+        wait_for(lambda: held(folder) == RECORD)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_write_that_fails_ends_storing_and_nothing_else(

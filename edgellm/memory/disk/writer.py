@@ -2,18 +2,30 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.memory.disk.record import Data, Header, new_record
 
+# Writing beside a prompt makes that take 1.1 times as long on two cores, so it waits for a time without blocks
+QUIET = 0.5  # seconds
+LONGEST = 2.0  # seconds that a block waits: what is younger, a kill may cost
+
 log = logging.getLogger(__name__)
 
 
+class _Item(NamedTuple):
+    header: Header
+    record: NDArray[np.uint8]
+    put: float  # monotonic, seconds
+
+
 class BackgroundWriter:
-    """A bounded queue of blocks, each written by `write(header, record)` on a thread of its own.
+    """A bounded queue of blocks, each written by `write(header, record)` on a thread of its own, when it is quiet.
 
     `write` says False if there is no room for the block. If it raises, nothing is written any more.
     """
@@ -21,7 +33,8 @@ class BackgroundWriter:
     def __init__(self, write: Callable[[Header, NDArray[np.uint8]], bool], max_queued: int) -> None:
         self._write = write
         self._max_queued = max_queued  # blocks
-        self._queue: dict[bytes, tuple[Header, NDArray[np.uint8]]] = {}  # by name; the first is being written
+        self._queue: dict[bytes, _Item] = {}  # by name; the first is being written
+        self._last_put, self._num_flushing = 0.0, 0
         self._changed = threading.Condition()
         self._stopped = False
         self._thread: threading.Thread | None = None  # none in a process that only reads
@@ -35,7 +48,8 @@ class BackgroundWriter:
             if self._stopped or len(self._queue) >= self._max_queued:
                 self._num_dropped += 1
                 return
-            self._queue[header.name] = header, new_record(data, header.block_bytes)
+            self._last_put = time.monotonic()
+            self._queue[header.name] = _Item(header, new_record(data, header.block_bytes), self._last_put)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="edgellm-disk-cache", daemon=True)
                 self._thread.start()
@@ -44,7 +58,12 @@ class BackgroundWriter:
     def flush(self, timeout: float | None) -> bool:
         """Wait until all that is queued has been dealt with; False if that takes longer than timeout, in seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._queue, timeout)
+            self._num_flushing += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(lambda: not self._queue, timeout)
+            finally:
+                self._num_flushing -= 1
 
     def close(self, timeout: float | None) -> bool:
         """Flush, and end the thread; False if the disk did not answer within timeout, in seconds."""
@@ -60,16 +79,24 @@ class BackgroundWriter:
 
     def _run(self) -> None:
         while (item := self._next()) is not None:
-            written = self._try_write(*item)
+            written = self._try_write(item.header, item.record)
             with self._changed:
-                del self._queue[item[0].name]
+                del self._queue[item.header.name]
                 self._num_dropped += not written
                 self._changed.notify_all()
 
-    def _next(self) -> tuple[Header, NDArray[np.uint8]] | None:
+    def _next(self) -> _Item | None:
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._stopped)
+            while (seconds := self._seconds_to_wait()) > 0:
+                self._changed.wait(seconds)
             return next(iter(self._queue.values()), None)
+
+    def _seconds_to_wait(self) -> float:
+        if self._stopped or self._num_flushing or len(self._queue) > self._max_queued * 3 // 4:
+            return 0.0
+        first = next(iter(self._queue.values()))
+        return min(self._last_put + QUIET, first.put + LONGEST) - time.monotonic()
 
     def _try_write(self, header: Header, record: NDArray[np.uint8]) -> bool:
         if self._stopped:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,19 @@ def test_an_error_while_tokens_are_taken_ends_at_most_two(
     assert errors == [error]
     assert 1 <= num_different(results, expected) <= 2
     assert model.num_free_blocks == free
+
+
+def test_an_answer_ends_behind_its_last_piece(model: Model) -> None:
+    """Or its reader, in another thread, could find the end first and go."""
+
+    class Pieces(deque[Piece]):
+        def append(self, piece: Piece) -> None:
+            assert stream.finish_reason is None
+            super().append(piece)
+
+    stream = model.generate(PROMPT, SamplingParams(max_tokens=5))
+    stream._request.pieces = Pieces()
+    assert len(list(stream)) == 5 and stream.finish_reason == "length"
 
 
 class Interrupting:
