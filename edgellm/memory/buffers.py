@@ -30,7 +30,7 @@ def elements(array: NDArray[np.int32] | NDArray[np.int64]) -> memoryview:
 
     Slices are written from arrays of the standard library, of type "i" or "q".
     """
-    return memoryview(array.reshape(-1)).cast("B").cast("q" if array.itemsize == 8 else "i")
+    return array.reshape(-1).data.cast("B").cast("q" if array.itemsize == 8 else "i")
 
 
 def address(array: NDArray[Any] | None) -> int:
@@ -38,9 +38,10 @@ def address(array: NDArray[Any] | None) -> int:
     return 0 if array is None else int(array.__array_interface__["data"][0])  # a third of the time of .ctypes
 
 
-def commit(array: NDArray[Any]) -> None:
-    """Have the system commit the array's memory now, whoever uses it meanwhile; an older Linux leaves it as it is."""
+def commit(*arrays: NDArray[Any]) -> None:
+    """Have the system commit the arrays' memory now, whoever uses it meanwhile; an older Linux leaves it as it is."""
     assert _LIBC is not None
-    begin, end = address(array), address(array) + array.nbytes
-    page = begin - begin % mmap.PAGESIZE
-    _LIBC.madvise(ctypes.c_void_p(page), ctypes.c_size_t(end - page), _MADV_POPULATE_WRITE)
+    for array in arrays:
+        begin, end = address(array), address(array) + array.nbytes
+        page = begin - begin % mmap.PAGESIZE
+        _LIBC.madvise(ctypes.c_void_p(page), ctypes.c_size_t(end - page), _MADV_POPULATE_WRITE)

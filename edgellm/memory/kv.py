@@ -83,7 +83,7 @@ class KVCache:
         """
         views = [self.block_view(block) for block in islice(self._free, num_blocks)]
         if CAN_COMMIT and views:
-            threading.Thread(target=lambda: [commit(view) for view in views], name="edgellm-kv", daemon=True).start()
+            threading.Thread(target=commit, args=views, name="edgellm-kv", daemon=True).start()
 
     # Who holds a block
 

@@ -52,7 +52,7 @@ class Stepper:
         self._program_address, self._operation_bytes = address(self._program), self._program.strides[0]
         self._span = max(1, ops.SPAN_QUERIES // (config.heads // config.kv_heads))
         self._table_stride = -(-context // ops.KV_BLOCK)
-        arrays = {
+        arrays: dict[str, NDArray[np.int32] | NDArray[np.int64]] = {
             "tokens": aligned_zeros(max_rows, np.int32),
             "positions": aligned_zeros(max_rows, np.int32),
             "sequences": aligned_zeros(max_rows, np.int32),
@@ -179,7 +179,7 @@ class Stepper:
         words[ROWS], words[LOGIT_COUNT], words[SPAN_COUNT] = num_rows, num_logits, num_spans
         words[SPLIT], words[FEW] = num_rows <= ops.SPLIT_ROWS, num_rows <= ops.OWN_ROWS
 
-    def _step_record(self, addresses: Mapping[str, int]) -> NDArray[np.int64]:
+    def _step_record(self, addresses: dict[str, int]) -> NDArray[np.int64]:
         """What stays the same from step to step."""
         words = dict.fromkeys(ops.STEP.names, 0)
         return ops.STEP.pack(**(words | addresses | {"table_stride": self._table_stride, "kv": self.cache.address}))
