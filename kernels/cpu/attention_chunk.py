@@ -6,7 +6,7 @@ next unit; where queries take several passes over the keys of a block, the next 
 """
 
 from edgellm.kernels.cpu.attention_blocks import FEW, add_values, score_block, score_two_blocks
-from edgellm.kernels.cpu.attention_int8 import add_values_int8, prefetch_int8, score_int8
+from edgellm.kernels.cpu.attention_int8 import add_values_int8, score_int8
 from edgellm.kernels.cpu.attention_softmax import WEIGHT_BYTES, find_largest, soften
 from edgellm.kernels.cpu.rows import SEQUENCES, kv_address
 from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, RESULT_HEADER, STEP
@@ -47,9 +47,6 @@ def attend_chunk(
     while at < width:
         keys = kv_address(step, sequence, begin + at, kv_offset, block_stride)
         if is_int8:
-            if at + KV_BLOCK < width:
-                following = kv_address(step, sequence, begin + at + KV_BLOCK, kv_offset, block_stride)
-                prefetch_int8(following, 0, head_size)
             score_int8(queries, count * group, keys, head_size, scratch, scores + at * 4)
             at += KV_BLOCK
         elif count * group <= FEW and at + KV_BLOCK < width:
@@ -80,14 +77,12 @@ def attend_chunk(
         block = kv_address(step, sequence, begin + at, kv_offset, block_stride)
         pairs = (min(KV_BLOCK, width - at) + 1) >> 1
         weights, out = scores + start * 4 + (at - start) * WEIGHT_BYTES, results + RESULT_HEADER * 4
+        following = block
+        if next_chunk * CHUNK + at < position + count:
+            following = kv_address(step, sequence, next_chunk * CHUNK + at, next_offset, block_stride)
         if is_int8:
-            if at + KV_BLOCK < width:
-                following = kv_address(step, sequence, begin + at + KV_BLOCK, kv_offset, block_stride)
-                prefetch_int8(following, 1, head_size)
-            add_values_int8(weights, count * group, block, head_size, pairs, scratch, out, result_stride)
+            ahead = following - block
+            add_values_int8(weights, count * group, block, ahead, head_size, pairs, scratch, out, result_stride)
         else:
             values = block + to_values
-            to_keys = 0
-            if next_chunk * CHUNK + at < position + count:
-                to_keys = kv_address(step, sequence, next_chunk * CHUNK + at, next_offset, block_stride) - values
-            add_values(weights, count * group, values, to_keys, head_size, pairs, out, result_stride)
+            add_values(weights, count * group, values, following - values, head_size, pairs, out, result_stride)

@@ -1,5 +1,8 @@
 """INT8 keys and values: read as they are for a few queries, through bf16 in a scratch for many; the same bits.
 
+While keys are read, the values behind them are asked for, and while values are read, the keys of the thread's next unit:
+`ahead` bytes from this block to that one, 0 for none. attention_chunk.py says why.
+
 32 entries of a head have a scale: products are summed over 32 entries, then scaled; and weights are scaled for every
 32 entries of the values, and rounded to bf16 once more. Codes are exact in bf16, so many queries share its tiles.
 """
@@ -20,7 +23,7 @@ from edgellm.kernels.ops import CHUNK, KV_BLOCK, QUERY_STRIDE
 from edgellm.kernels.simd.arithmetic import fma, put, variable, zero_f32, zero_tile
 from edgellm.kernels.simd.bfloat import from_bf16, join_bf16, load_bf16x16, to_bf16
 from edgellm.kernels.simd.kernel import kernel
-from edgellm.kernels.simd.memory import broadcast_f32, load_f32x16, load_i8x16, prefetch, store_f32x16, store_i32x16
+from edgellm.kernels.simd.memory import broadcast_f32, load_f32x16, load_i8x16, prefetch_l2, store_f32x16, store_i32x16
 from edgellm.kernels.simd.vectors import f32x16
 
 WEIGHT_BYTES = PAIR_BYTES // 2
@@ -46,6 +49,7 @@ def make_direct_scores(queries: int) -> Direct:
                     for v in range(2):
                         at = 2 * i + v
                         part = put(part, at, fma(low[v], pair[0], fma(high[v], pair[1], part[at])))
+                prefetch_l2(keys + head_size * KV_BLOCK)
                 q += PAIR_BYTES
                 keys += 64
             for v in range(2):
@@ -64,7 +68,7 @@ def make_direct_values(queries: int) -> Direct:
     zeros, pair_of_vectors = zero_tile(f32x16, 2 * queries), zero_tile(f32x16, 2)
 
     @kernel
-    def values(weights: int, codes: int, head_size: int, pairs: int, out: int, stride: int) -> None:
+    def values(weights: int, codes: int, ahead: int, head_size: int, pairs: int, out: int, stride: int) -> None:
         """weights float32 [queries][32], scaled, codes int8 [32][E] -> out float32 [queries][stride] += 32 entries"""
         total = zeros()
         for i in range(queries):
@@ -80,6 +84,8 @@ def make_direct_values(queries: int) -> Direct:
                 for v in range(2):
                     at = 2 * i + v
                     total = put(total, at, fma(low[v], first, fma(high[v], second, total[at])))
+            prefetch_l2(codes + ahead - head_size * KV_BLOCK)
+            prefetch_l2(codes + ahead - head_size * KV_BLOCK + head_size)
             codes += 2 * head_size
             weights += 8
         for i in range(queries):
@@ -95,20 +101,18 @@ direct_values_1, direct_values_2, direct_values_3, direct_values_4 = (make_direc
 
 
 @kernel
-def prefetch_int8(block: int, values: int, head_size: int) -> None:
-    """Ask for the keys or values of a block and their scales, which no stream of loads leads to."""
-    codes = block + values * head_size * KV_BLOCK
-    for line in range(0, head_size * KV_BLOCK, 64):
-        prefetch(codes + line)
-    scales = block + 2 * head_size * KV_BLOCK + values * head_size * 2
+def prefetch_scales(scales: int, head_size: int) -> None:
+    """Those of a block's keys, or of its values."""
     for line in range(0, head_size * 2, 64):
-        prefetch(scales + line)
+        prefetch_l2(scales + line)
 
 
 @kernel
-def unpack(codes: int, rows: int, width: int, out: int) -> None:
-    """int8 [rows][width] -> bf16 [rows/2][width][2]"""
+def unpack(codes: int, rows: int, width: int, ahead: int, out: int) -> None:
+    """int8 [rows][width] -> bf16 [rows/2][width][2]; asks for as much from `ahead` bytes behind."""
     for row in range(0, rows, 2):
+        for line in range(0, 2 * width, 64):
+            prefetch_l2(codes + row * width + ahead + line)
         for at in range(0, width, 16):
             first = codes + row * width + at
             store_i32x16(out + (row // 2 * width + at) * 4, join_bf16(load_i8x16(first), load_i8x16(first + width)))
@@ -118,6 +122,7 @@ def unpack(codes: int, rows: int, width: int, out: int) -> None:
 def score_int8(queries: int, count: int, block: int, head_size: int, scratch: int, scores: int) -> None:
     """Scores of `count` queries against a block of INT8 keys; scratch bf16 [E][KV_BLOCK], float32 [count][CHUNK]."""
     scales = block + 2 * head_size * KV_BLOCK
+    prefetch_scales(scales + head_size * 2, head_size)
     if count > MOST_DIRECT:
         score_unpacked(queries, count, block, scales, head_size, scratch, scores)
     elif count == 4:
@@ -133,7 +138,7 @@ def score_int8(queries: int, count: int, block: int, head_size: int, scratch: in
 @kernel
 def score_unpacked(queries: int, count: int, keys: int, scales: int, head_size: int, scratch: int, scores: int) -> None:
     parts = scratch + head_size * KV_BLOCK * 2
-    unpack(keys, head_size, KV_BLOCK, scratch)
+    unpack(keys, head_size, KV_BLOCK, head_size * KV_BLOCK, scratch)
     for first in range(0, head_size, BLOCK):
         part = scratch + first * KV_BLOCK * 2
         score_block(queries + first * WEIGHT_BYTES, count, part, variable(0), variable(0), variable(BLOCK), parts)
@@ -147,13 +152,14 @@ def score_unpacked(queries: int, count: int, keys: int, scales: int, head_size: 
 
 @kernel
 def add_values_int8(
-    weights: int, count: int, block: int, head_size: int, pairs: int, scratch: int, out: int, stride: int
+    weights: int, count: int, block: int, ahead: int, head_size: int, pairs: int, scratch: int, out: int, stride: int
 ) -> None:
     """out float32 [count][stride] += weights times a block of INT8 values; scratch as above."""
     codes, scales = block + head_size * KV_BLOCK, block + (2 * head_size + head_size // BLOCK * 2) * KV_BLOCK
     scaled = scratch + head_size * KV_BLOCK * 2
+    prefetch_scales(scales + ahead - head_size * 2, head_size)
     if count > MOST_DIRECT:
-        unpack(codes, pairs * 2, head_size, scratch)
+        unpack(codes, pairs * 2, head_size, ahead - head_size * KV_BLOCK, scratch)
     for first in range(0, head_size, BLOCK):
         for half in range(0, KV_BLOCK, 16):
             scale = load_bf16x16(scales + (first + half) * 2)
@@ -168,10 +174,10 @@ def add_values_int8(
         if count > MOST_DIRECT:
             add_narrow_values(scaled, count, scratch + first * 4, variable(0), head_size, pairs, to, stride)
         elif count == 4:
-            direct_values_4(scaled, codes + first, head_size, pairs, to, stride)
+            direct_values_4(scaled, codes + first, ahead, head_size, pairs, to, stride)
         elif count == 3:
-            direct_values_3(scaled, codes + first, head_size, pairs, to, stride)
+            direct_values_3(scaled, codes + first, ahead, head_size, pairs, to, stride)
         elif count == 2:
-            direct_values_2(scaled, codes + first, head_size, pairs, to, stride)
+            direct_values_2(scaled, codes + first, ahead, head_size, pairs, to, stride)
         else:
-            direct_values_1(scaled, codes + first, head_size, pairs, to, stride)
+            direct_values_1(scaled, codes + first, ahead, head_size, pairs, to, stride)
