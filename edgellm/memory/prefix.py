@@ -60,9 +60,8 @@ class PrefixCache:
         self._cache = cache
         self._store = store
         self._tree = BlockTree(model)
-        self._has_read = (
-            True  # from the disk; before the first text, which begins as one before the restart if any does
-        )
+        # From the disk. Before the first text it counts as if: that begins as one before the restart, if any does
+        self._has_read = True
         self._prepare()
         cache.on_evict = self._tree.evict
 

@@ -26,17 +26,9 @@ def make_product(layout: int) -> Callable[..., None]:
 
     @kernel
     def product(
-        codes: int,
-        scales: int,
-        mins: int,
-        x: int,
-        meta: int,
-        blocks: int,
-        group_shift: int,
-        out: int,
-        tokens: int,
+        codes: int, scales: int, mins: int, x: int, meta: int, blocks: int, group_shift: int, out: int, tokens: int,
         ahead: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if tokens == 1:
             one(codes, scales, mins, x, meta, blocks, group_shift, out, ahead)
         elif tokens == 2:
@@ -68,18 +60,13 @@ WEIGHT, UP_WEIGHT = PART.layout, PART.up_layout  # five words each: layout, code
 
 @kernel
 def multiply(
-    weight: int,
-    panel: int,
-    x: int,
-    meta: int,
-    blocks: int,
-    tokens: int,
-    out: int,
-    outliers: int,
-    count: int,
+    weight: int, panel: int, x: int, meta: int, blocks: int, tokens: int, out: int, outliers: int, count: int,
     first_tile: int,
-) -> None:
-    """out [tokens][32] = a panel of the weight, at its five words, times the tile with its `count` outliers."""
+) -> None:  # fmt: skip
+    """out [tokens][32] = a panel of the weight, at its five words, times the tile with its `count` outliers.
+
+    The first tile of rows asks for the next panel; the others find this one in the cache.
+    """
     layout, codes, scales = load_i64(weight), load_i64(weight + 8), load_i64(weight + 16)
     mins, shift = load_i64(weight + 24), log2_blocks(load_i64(weight + 32))
     size = blocks * (1024 if layout == INT8 else 512)

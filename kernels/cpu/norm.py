@@ -17,18 +17,13 @@ ONE = np.float32(1.0)
 
 @kernel
 def norm_row(
-    x: int,
-    ahead: int,
-    weight: int,
-    width: int,
-    epsilon: float,
-    first: int,
-    last: int,
-    codes: int,
-    meta: int,
+    x: int, ahead: int, weight: int, width: int, epsilon: float, first: int, last: int, codes: int, meta: int,
     tokens: int,
-) -> None:
-    """Blocks first..last of a row into a tile of `tokens` rows."""
+) -> None:  # fmt: skip
+    """Blocks first..last of a row into a tile of `tokens` rows.
+
+    Asks for the row at `ahead` meanwhile: another core wrote half of it.
+    """
     squares = zero_f32()
     for i in range(width >> 4):
         v = load_f32x16(x + i * 64)
@@ -61,7 +56,6 @@ def norm(op: int, step: int, thread: int, threads: int) -> None:
         codes, meta = all_codes + start * width + slot * 32, all_meta + start * blocks * META_BYTES + slot * 4
         ahead = load_i64(op + X) + source_row(step, only_selected, min(row + 1, rows - 1)) * width * 4
         norm_row(x, ahead, weight, width, epsilon, first, last, codes, meta, tokens)
-    start = tile_start(rows - 1)
-    tokens = tile_height(rows - start)
-    for block in range(first, last):
-        clear_slots(all_meta + (start * blocks + block * tokens) * META_BYTES, rows - start, tokens)
+        if row == rows - 1:
+            for block in range(first, last):
+                clear_slots(meta - slot * 4 + block * tokens * META_BYTES, rows - start, tokens)

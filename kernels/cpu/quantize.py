@@ -68,7 +68,10 @@ def quantize_block(low: Any, high: Any, codes: int, meta: int, tokens: int) -> N
 
 @kernel
 def clear_slots(meta: int, first: int, tokens: int) -> None:
-    """Nothing in the rows first.. of a tile, for one block: what numbers lie there could be slow to multiply."""
+    """Scale and sum of rows first.. of a tile become 0, for one block.
+
+    The bits left there are often denormal numbers, which made a step of 3 rows a third slower.
+    """
     for t in range(first, tokens):
         store_f32(meta + t * 4, ZERO)
         store_f32(meta + (tokens + t) * 4, ZERO)

@@ -64,20 +64,30 @@ class QuantizedMatrix:
         }
 
 
+def used_activation(rows: int, columns: int) -> Activation:
+    """One that earlier steps left numbers in."""
+    activation = Activation(rows, columns)
+    activation.codes.fill(1)
+    activation.meta.fill(1)
+    return activation
+
+
 def read_activation(activation: Activation, rows: int, columns: int, heights: tuple[int, ...]) -> NDArray[np.float32]:
     """Quantized rows as floats [rows][columns]; `heights` are those of the tiles, in order."""
     blocks, result, start = columns // 32, np.empty((rows, columns), np.float32), 0
     for height in heights:
-        codes = (
-            activation.codes[start * columns : (start + height) * columns].reshape(blocks, height, 32).astype(np.int32)
-        )
-        meta = activation.meta[start * blocks * 6 : (start + height) * blocks * 6].reshape(blocks, 6, height)
-        high_parts = meta[:, 4].copy().view(np.int8).reshape(blocks, height, 4).sum(-1)
+        tile, full = slice(start, min(start + height, rows)), slice(start, start + height)
+        count = tile.stop - start
+        codes = activation.codes.reshape(-1, columns)[full].reshape(blocks, height, 32)[:, :count].astype(np.int32)
+        meta = activation.meta.reshape(-1, blocks * ops.META_WORDS)[full].reshape(blocks, ops.META_WORDS, height)
+        assert not meta[:, :2, count:].any(), "empty rows of the last tile have a scale and a sum of 0"
+        meta = meta[:, :, :count].copy()
+        high_parts = meta[:, 4].copy().view(np.int8).reshape(blocks, count, 4).sum(-1)
         np.put_along_axis(
-            outliers := np.zeros_like(codes), meta[:, 5].view(np.int32)[..., None], high_parts[..., None], -1
+            outliers := np.zeros_like(codes), meta[:, 5].copy().view(np.int32)[..., None], high_parts[..., None], -1
         )
         values = (codes + 128 * outliers).astype(np.float32) * meta[:, 0, :, None]
-        result[start : start + height] = values.transpose(1, 0, 2).reshape(height, columns)[: rows - start]
+        result[tile] = values.transpose(1, 0, 2).reshape(count, columns)
         start += height
     assert start >= rows
     return result

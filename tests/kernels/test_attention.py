@@ -6,8 +6,7 @@ import pytest
 from edgellm.kernels import ops, reference
 from edgellm.kernels.jit import Library
 from edgellm.memory.buffers import address, aligned_zeros
-from edgellm.model.program import Activation
-from tests.kernels.rig import Rig, read_activation
+from tests.kernels.rig import Rig, read_activation, used_activation
 from tests.kernels.test_kernels import assert_quantized, heights_of
 
 HEAD_SIZE, LONGEST = 64, 640
@@ -54,7 +53,7 @@ class Attention:
         """Rows at positions first.. -> what the output projection would read, float32 [rows][H*E]."""
         rig = Rig(self.library, np.arange(first, first + rows, dtype=np.int32), threads)
         width, chunks = self.heads * HEAD_SIZE, -(-LONGEST // ops.CHUNK)
-        out = Activation(rows, width)
+        out = used_activation(rows, width)
         span = max(1, ops.SPAN_QUERIES // (self.heads // self.kv_heads))
         spans = np.array([(at, min(span, rows - at)) for at in range(0, rows, span)], np.int32)
         partials = aligned_zeros(rows * self.heads * chunks * (16 + HEAD_SIZE), np.float32)

@@ -8,7 +8,7 @@ from edgellm.kernels.jit import Library
 from edgellm.kernels.layouts import LAYOUTS, Layout, padded_rows
 from edgellm.memory.buffers import address, aligned_zeros
 from edgellm.model.program import Activation, float_bits
-from tests.kernels.rig import QuantizedMatrix, Rig, read_activation
+from tests.kernels.rig import QuantizedMatrix, Rig, read_activation, used_activation
 
 EPSILON = 1e-5
 ULP = float(np.finfo(np.float32).eps)
@@ -26,7 +26,7 @@ def heights_of(rows: int, library: Library) -> tuple[int, ...]:
 
 def run_norm(library: Library, x: np.ndarray, weight: np.ndarray, threads: int = 1) -> tuple[Rig, Activation]:
     rows, width = x.shape
-    rig, out = Rig(library, np.arange(rows, dtype=np.int32), threads), Activation(rows, width)
+    rig, out = Rig(library, np.arange(rows, dtype=np.int32), threads), used_activation(rows, width)
     record = ops.NORM.pack(
         **rig.head("norm"),
         x=address(x),
@@ -170,7 +170,7 @@ def test_swiglu_epilogue_gates_and_quantizes(library: Library) -> None:
     for weight in (gate, up):
         products.append(aligned_zeros((7, 96), np.float32))
         run_matmul(rig, activation, weight, ops.STORE, products[-1])
-    out = Activation(7, 96)
+    out = used_activation(7, 96)
     codes = out.codes[: 7 * 96].reshape(7, 96)
     run_matmul(rig, activation, gate, ops.SWIGLU, codes, out_meta=address(out.meta), **up.words("up_"))
     found = read_activation(out, 7, 96, heights_of(7, library))
