@@ -6,6 +6,7 @@ A difference of perplexities comes with its standard error over tokens, which fo
 difference; the KL divergence (nats per token) has no such noise.
 """
 
+import argparse
 import math
 import sys
 from collections.abc import Iterator
@@ -36,13 +37,18 @@ def losses(bf16: edgellm.Model, int8: edgellm.Model, ids: list[int]) -> Iterator
             yield np.stack([-exact[picked], -other[picked], (np.exp(exact) * (exact - other)).sum(axis=1)])
 
 
-def main(name: str, *texts: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="name of a model, a packed file, or a GGUF file")
+    parser.add_argument("texts", nargs="+", type=Path, help="files of UTF-8 text")
+    options = parser.parse_args()
+    name = options.model
     with (
         edgellm.load(name, context=CONTEXT, kv_cache_dtype="bf16") as bf16,
         edgellm.load(name, context=CONTEXT, kv_cache_dtype="int8") as int8,
     ):
-        for text in texts:
-            ids = bf16.tokenize(Path(text).read_text(encoding="utf-8"))[:TOKENS]
+        for text in options.texts:
+            ids = bf16.tokenize(text.read_text(encoding="utf-8"))[:TOKENS]
             exact, other, divergence = np.concatenate(list(losses(bf16, int8, ids)), axis=1)
             change, error = np.mean(other - exact), np.std(other - exact) / math.sqrt(len(exact))
             sys.stdout.write(
@@ -52,4 +58,4 @@ def main(name: str, *texts: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
