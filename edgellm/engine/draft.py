@@ -8,9 +8,8 @@ import time
 from collections.abc import Sequence as Seq
 
 from edgellm.engine.params import SamplingParams
-from edgellm.engine.request import common_prefix
 from edgellm.engine.sampler import Sampler
-from edgellm.engine.speculate import MAX_MATCH
+from edgellm.engine.speculate import MAX_MATCH, common_prefix
 from edgellm.errors import OptionError
 from edgellm.kernels.jit import Library
 from edgellm.kernels.ops import KV_BLOCK

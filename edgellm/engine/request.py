@@ -19,7 +19,7 @@ from edgellm.model.probe import Observation, Probe
 from edgellm.model.step import Rows
 from edgellm.tokenizer import StreamDecoder, Tokenizer
 
-FIRST_DRAFT = 8  # tokens of an answer before the first draft: a short one is not worth measuring what drafts cost
+FIRST_DRAFT = 8  # tokens of an answer before steps are measured for drafts: a short one is not worth it
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -102,7 +102,7 @@ class Request:
         scored = () if self.reads_cache else self._scored(start, start + len(tokens))
         if start + len(tokens) < len(self.tokens):
             return Rows(self.sequence, tokens, scored)
-        self._drafted = self._draft(max_draft) if self.drafts and len(self.ids) >= FIRST_DRAFT else []
+        self._drafted = self._draft(max_draft) if self.drafts else []
         wanted = range(len(tokens) - 1, len(tokens) + len(self._drafted))
         samplers = self.sampler.addresses(self._drafted, self._masks() if self._matcher else None)
         if scored:
@@ -166,6 +166,8 @@ class Request:
         return right
 
     def _draft(self, most: int) -> list[int]:
+        if len(self.ids) < FIRST_DRAFT and not self._controller.is_ready:
+            return []
         room = min(most, self._context - len(self.tokens))
         if self._limit is not None:
             room = min(room, self._limit - len(self.ids) - 1)
@@ -226,9 +228,3 @@ class Request:
         self.text += text
         self.pieces.append(Piece(text, token, logprobs))
         self.finish_reason = reason  # last: its reader, in another thread, then finds all pieces
-
-
-def common_prefix(a: Seq[int], b: Seq[int]) -> int:
-    """Tokens with which both begin."""
-    shorter = min(len(a), len(b))
-    return next((at for at in range(shorter) if a[at] != b[at]), shorter)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence as Seq
 
-from edgellm.engine.request import Request, common_prefix
+from edgellm.engine.request import Request
+from edgellm.engine.speculate import common_prefix
 from edgellm.kernels.ops import KV_BLOCK
 
 

@@ -6,6 +6,7 @@ right. The text is the same with any draft or none; what is here only decides ho
 
     text         texts that know where their tokens stood before, and those of past requests
     proposer     drafts from where the text's end stood before
+    edits        copies with changes, which are expected again
     costs        seconds of a step by rows and depth
     controller   how long a draft pays, from what became of those before
 """
@@ -13,7 +14,7 @@ right. The text is the same with any draft or none; what is here only decides ho
 from edgellm.engine.speculate.controller import MAX_DRAFT, Controller, Mode
 from edgellm.engine.speculate.costs import CostModel
 from edgellm.engine.speculate.proposer import LookupProposer, Proposer
-from edgellm.engine.speculate.text import MAX_MATCH, IndexedText, SessionTexts
+from edgellm.engine.speculate.text import MAX_MATCH, IndexedText, SessionTexts, common_prefix
 
 __all__ = [
     "MAX_DRAFT",
@@ -25,4 +26,5 @@ __all__ = [
     "Mode",
     "Proposer",
     "SessionTexts",
+    "common_prefix",
 ]

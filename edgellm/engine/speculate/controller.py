@@ -5,19 +5,19 @@ from typing import Literal
 
 from edgellm.engine.speculate.costs import MAX_ROWS, CostModel
 from edgellm.engine.speculate.proposer import Proposer
-from edgellm.engine.speculate.text import MAX_MATCH
+from edgellm.engine.speculate.text import MAX_MATCH, MIN_MATCH
 
 Mode = Literal["off", "on", "auto"]
 
 MAX_DRAFT = MAX_ROWS - 1  # tokens
 ON_DRAFT = 8  # tokens at most with mode "on", and no more than agree
-MARGIN = 1.01  # times as fast as without, that a draft must promise: to make one takes time as well
+MARGIN = 1.05  # times as fast as without, that a draft must promise: to make one takes time as well, and may be wrong
 HOPELESS = 0.02  # chance of a token to be kept, below which no longer draft is thought of
 PROBES = 0.01  # of the time without drafts goes into trying proposers that take time themselves
 
 # Matches of so many tokens and more are one kind; how often the next token is right before anything is known of it,
 # as it was in documentation, code and edited copies of both
-PRIORS = {1: 0.15, 2: 0.3, 3: 0.4, 4: 0.5, 5: 0.65, 7: 0.75, 10: 0.8, 16: 0.9, MAX_MATCH: 0.95}
+PRIORS = {MIN_MATCH: 0.3, 3: 0.4, 4: 0.5, 5: 0.65, 7: 0.75, 10: 0.8, 16: 0.9, MAX_MATCH: 0.95}
 PRIOR_WEIGHT = 1.0  # tokens that a prior counts for
 DECAY = 0.97  # of the weight of what was seen, with every further token of the kind: some 30 of them count
 
@@ -40,6 +40,11 @@ class Controller:
         self._costs, self._mode = costs, mode
         self._num_tokens = 0
         self._credit = 0.0  # seconds that probes may cost
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next draft needs no steps measured first, which takes as long as some hundred tokens."""
+        return self._mode != "auto" or self._costs.is_measured
 
     def draft(self, limit: int) -> list[int]:
         """At most `limit` and MAX_DRAFT tokens to verify behind the last; none where that is fastest."""

@@ -16,13 +16,13 @@ class CostModel:
         """`measure(rows, depth)` gives the seconds of a step; called when first needed, for depth 0 and `depth` > 0."""
         assert depth > 0, depth
         self._measure, self._depth = measure, depth
-        self._is_measured = False
+        self.is_measured = False
         self._pace, self._scale = 1.0, [1.0] * MAX_ROWS  # times as long as measured: all, and by rows beyond that
 
     @cached_property
     def _measured(self) -> list[tuple[float, float]]:
         """Seconds by rows: at depth 0, and more for every token of depth."""
-        self._is_measured = True
+        self.is_measured = True
         shallow, deep = (_all_rows([self._measure(rows, at) for rows in MEASURED_ROWS]) for at in (0, self._depth))
         return [(low, (high - low) / self._depth) for low, high in zip(shallow, deep, strict=True)]
 
@@ -40,7 +40,7 @@ class CostModel:
         of one row, or what drafts cost beyond expectation would be taken for a slower machine as long as they go on;
         half of its surprise is its own height's and half that of several rows.
         """
-        if rows > MAX_ROWS or not self._is_measured:
+        if rows > MAX_ROWS or not self.is_measured:
             return
         shallow, slope = self._measured[rows - 1]
         surprise = seconds / (self._pace * self._scale[rows - 1] * (shallow + slope * depth))

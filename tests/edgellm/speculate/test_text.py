@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from edgellm.engine.speculate import IndexedText, SessionTexts
-from edgellm.engine.speculate.text import LOOKS, MAX_MATCH, longest_match
+from edgellm.engine.speculate.text import LOOKS, MAX_MATCH, MIN_MATCH, longest_match
 from tests.edgellm.speculate.texts import PROSE, edited, random_tokens, tokens
 
 
@@ -16,7 +16,7 @@ def naive(end: list[int], text: list[int], own: bool) -> tuple[int, int]:
         length = 0
         while length < min(place, len(end), MAX_MATCH) and text[place - 1 - length] == end[-1 - length]:
             length += 1
-        if length and length >= best[0]:
+        if length >= MIN_MATCH and length >= best[0]:
             best = (length, place)
     return best
 
@@ -41,12 +41,12 @@ def test_equal_matches_are_the_first_text_s_and_longer_ones_win() -> None:
     assert longest_match(end, [short, same, long]) == (3, same, 3)
     assert longest_match(end, [short, long], above=2) == (3, long, 3)
     assert longest_match(end, [short, long], above=3) is None
-    assert longest_match(end, [IndexedText([3])]) is None  # nothing stands behind it
+    assert longest_match(end, [IndexedText([2, 3])]) is None  # nothing stands behind it
 
 
 def test_a_search_looks_at_so_many_places_and_no_more() -> None:
-    for between, length in (LOOKS - 1, 3), (LOOKS, 1):
-        text = [7, 8, 1, *(token for other in range(between) for token in (100 + other, 1)), 7, 8, 1]
+    for between, length in (LOOKS - 1, 4), (LOOKS, 2):
+        text = [7, 8, 1, 2, *(token for other in range(between) for token in (100 + other, 1, 2)), 7, 8, 1, 2]
         match = longest_match(end := IndexedText(text), [end])
         assert match and match.length == length
 
