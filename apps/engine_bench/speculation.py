@@ -7,6 +7,7 @@ from edgellm.engine.speculate import SessionTexts
 REPEATING_TOKENS, FREE_TOKENS, RANDOM_PROMPT = 96, 128, 128
 RANDOM_PROMPTS = 2
 TEMPERATURE, SEED = 0.8, 1
+LEAST_SECONDS = 10.0  # of comparing a text: the median of a few short answers is off by 2 %
 
 
 def speculation_repeat_speedup(bench: Bench) -> Figure:
@@ -42,7 +43,9 @@ def _compare(bench: Bench, prompt: list[int], count: int, **sampling: float) -> 
 
     with bench.model.engine.alone():
         bench.model.engine.costs.seconds(0)  # measured when first needed, which is not part of an answer here
-    auto, off = in_turn(bench.repeat, lambda: answer_with("auto"), lambda: answer_with("off"))
+    pair_seconds = 2 * answer_with("off").further_seconds
+    repeat = max(bench.repeat, int(LEAST_SECONDS / pair_seconds))
+    auto, off = in_turn(repeat, lambda: answer_with("auto"), lambda: answer_with("off"))
     usage = auto[-1].usage
     return ratio(
         [one.decode_tokens_per_second for one in auto],

@@ -1,7 +1,6 @@
 """One answer in the making: its text so far, what is computed of it, and the pieces not taken yet."""
 
 from collections import deque
-from collections.abc import Sequence as Seq
 from typing import Literal, NamedTuple
 
 import numpy as np

@@ -50,6 +50,8 @@ class Controller:
         """At most `limit` and MAX_DRAFT tokens to verify behind the last; none where that is fastest."""
         chosen, length, best = None, 0, 0.0
         for record in self._records:
+            if not record.proposer.match:
+                continue
             speed, promising = self._plan(record, min(limit, MAX_DRAFT))
             if promising and speed > best:
                 chosen, length, best = record, promising, speed
@@ -67,7 +69,8 @@ class Controller:
         """The text goes on with `tokens`: the prompt, then what every step gave."""
         self._num_tokens += len(tokens)
         for record in self._records:
-            record.learn(tokens)
+            if record.proposal:
+                record.learn(tokens)
             record.proposer.extend(tokens)
 
     def _plan(self, record: "_Record", limit: int) -> tuple[float, int]:
@@ -110,7 +113,7 @@ class _Record:
         self.proposer = proposer
         self._right = [PRIOR_WEIGHT * prior for prior in PRIORS.values()]
         self._seen = [PRIOR_WEIGHT] * len(PRIORS)
-        self._match, self._proposal = 0, list[int]()  # not yet compared
+        self._match, self.proposal = 0, list[int]()  # not yet compared
 
     def probability(self, match: int) -> float:
         """That the token behind a match is right."""
@@ -119,13 +122,13 @@ class _Record:
 
     def propose(self, count: int) -> list[int]:
         self._match = self.proposer.match
-        self._proposal = self.proposer.propose(count) if self._match and count else []
-        return self._proposal
+        self.proposal = self.proposer.propose(count) if self._match and count else []
+        return self.proposal
 
     def learn(self, tokens: Sequence[int]) -> None:
         """Compare what was proposed with what came, which is never more than what was right and one token."""
-        for ahead, (proposed, token) in enumerate(zip(self._proposal, tokens, strict=False)):
+        for ahead, (proposed, token) in enumerate(zip(self.proposal, tokens, strict=False)):
             kind = KINDS[min(self._match + ahead, MAX_MATCH)]
             self._right[kind] = DECAY * self._right[kind] + (proposed == token)
             self._seen[kind] = DECAY * self._seen[kind] + 1
-        self._proposal = []
+        self.proposal = []

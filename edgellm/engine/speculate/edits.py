@@ -1,7 +1,7 @@
 """Copies with changes: a text that repeats another, but for a name or a word that it writes in place of the other's.
 
-Where a copy leaves its source, it mostly comes back to it a few tokens on. What it wrote meanwhile, in place of what, is an
-edit, and is expected wherever the source says the same again: of a name that changes throughout, only the first
+Where a copy leaves its source, it mostly comes back to it a few tokens on. What it wrote meanwhile, in place of what,
+is an edit, and is expected wherever the source says the same again: of a name that changes throughout, only the first
 change is a surprise.
 """
 
@@ -22,6 +22,13 @@ class Cursor(NamedTuple):
     pending: tuple[int, ...] = ()
 
 
+class Edit(NamedTuple):
+    """What the source says, and what the copy says there."""
+
+    old: tuple[int, ...]
+    new: tuple[int, ...]
+
+
 class Gap(NamedTuple):
     """Where a copy left its source: from `start` on the text differs from the source at `place`."""
 
@@ -34,7 +41,7 @@ class Edits:
     """The edits of one text."""
 
     def __init__(self) -> None:
-        self._edits: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}  # (old, new) by the first token of old
+        self._edits: dict[int, Edit] = {}  # by the first token of what the source says
 
     def read(self, source: "array[int]", cursor: Cursor, count: int) -> tuple[list[int], Cursor]:
         """The next `count` tokens of a copy, fewer where the source ends, and where it stands behind them."""
@@ -50,7 +57,7 @@ class Edits:
             elif place >= len(source):
                 break
             elif edit := self._at(source, place):
-                place, pending = place + len(edit[0]), edit[1]
+                place, pending = place + len(edit.old), edit.new
             else:
                 tokens.append(source[place])
                 place += 1
@@ -73,16 +80,16 @@ class Edits:
     def learn(self, old: Sequence[int], new: Sequence[int]) -> None:
         """Expect `new` wherever the source says `old`; nothing where old is empty, which would be everywhere."""
         if old:
-            self._edits[old[0]] = tuple(old), tuple(new)
+            self._edits[old[0]] = Edit(tuple(old), tuple(new))
 
     def forget(self, source: "array[int]", place: int) -> None:
         """An edit was expected there, and did not come."""
         if edit := self._at(source, place):
-            del self._edits[edit[0][0]]
+            del self._edits[edit.old[0]]
 
-    def _at(self, source: "array[int]", place: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    def _at(self, source: "array[int]", place: int) -> Edit | None:
         edit = self._edits.get(source[place]) if place < len(source) else None
-        return edit if edit and tuple(source[place : place + len(edit[0])]) == edit[0] else None
+        return edit if edit and tuple(source[place : place + len(edit.old)]) == edit.old else None
 
 
 def is_hopeless(gap: Gap, text: Sequence[int]) -> bool:

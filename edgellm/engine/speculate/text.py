@@ -2,12 +2,16 @@
 
 The index is a hash chain as in deflate (RFC 1951, section 4), of pairs of tokens: the last place of every pair, and for
 every place the one before it with the same pair. A chain's places are compared backwards, and the longest agreement
-wins. That finds what n-gram lookup finds for every n from 2 on at once, and what a suffix automaton finds (Hu et al. 2024,
-arXiv 2411.10666), but for a single token that agrees: of those too few are followed by the same to be worth a search at every
-token. TABLE
+wins. That finds what n-gram lookup finds for every n from 2 on at once, and what a suffix automaton finds (Hu et al.
+2024, arXiv 2411.10666). An index of single tokens finds more, of which too little is right to be worth a search behind
+every token, and long chains hide the right place. Next tokens that were right of those proposed (SmolLM2's tokens):
+
+    textwrap.py of Python 3.11, 4,848            pairs 1,041 of 2,154    single tokens 1,404 of 3,978
+    a page of documentation, 6,001                     1,211 of 3,235                  1,509 of 5,182
+    textwrap.py, then with 4 % edited, 9,696           5,090 of 6,578                  4,499 of 8,616
 
 It never looks at more than a fixed number of places, and a past text is searched where it lies, without a state to
-carry from token to token.
+carry from token to token. A search took 1.5 to 2.9 us of these texts, 4.0 to 4.9 with single tokens.
 """
 
 import threading
@@ -42,7 +46,7 @@ class IndexedText:
         return len(self.tokens)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Add tokens, 0.2 us each."""
+        """Add tokens, 0.25 us each."""
         last, earlier = self.last, self.earlier
         before = self.tokens[-1] if self.tokens else NO_TOKEN
         for place, token in enumerate(tokens, len(self) + 1):
@@ -54,7 +58,7 @@ class IndexedText:
 
 
 class Match(NamedTuple):
-    """An agreement of `length` tokens, MIN_MATCH..MAX_MATCH, with those before `place` of `text`, where the text goes on."""
+    """An agreement of MIN_MATCH..MAX_MATCH tokens with those before `place` of `text`, where the text goes on."""
 
     length: int
     text: IndexedText
