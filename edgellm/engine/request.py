@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from edgellm.engine.constrain import Matcher
 from edgellm.engine.logprobs import Logprobs, logprobs_of
+from edgellm.engine.masks import Masks
 from edgellm.engine.params import SamplingParams
 from edgellm.engine.sampler import Sampler
 from edgellm.engine.speculate import Controller
@@ -61,6 +62,7 @@ class Request:
         self._num_scored = 0 if params.prompt_logprobs is None else len(prompt) - 1  # prompt tokens with logprobs
         self.reads_cache = self._num_scored == 0  # else the logits of all tokens are wanted, so all are computed
         self._controller, self._matcher = controller, matcher
+        self.masks = None if matcher is None else Masks(matcher, tokenizer.vocabulary_size)
         self._decoder = StreamDecoder(tokenizer, previous=prompt[-1])
         self._stops = StopFinder(params.stop)
         room = context - len(prompt) + 1
@@ -103,7 +105,7 @@ class Request:
             return Rows(self.sequence, tokens, scored)
         self._drafted = self._draft(max_draft) if self.drafts else []
         wanted = range(len(tokens) - 1, len(tokens) + len(self._drafted))
-        samplers = self.sampler.addresses(self._drafted, self._masks() if self._matcher else None)
+        samplers = self.sampler.addresses(self._drafted, self.masks.prepare(self._drafted) if self.masks else None)
         if scored:
             return Rows(self.sequence, tokens + self._drafted, [*scored, *wanted], [0] * len(scored) + samplers)
         return Rows(self.sequence, tokens + self._drafted, wanted, samplers)
@@ -186,17 +188,6 @@ class Request:
                 return at
         matcher.rollback(count)
         return count
-
-    def _masks(self) -> np.ndarray:
-        """Tokens that the constraint allows next and behind each drafted one, int32 [1 + drafted][V/32]."""
-        assert self._matcher is not None
-        masks = np.empty((1 + len(self._drafted), -(-self._tokenizer.vocabulary_size // 32)), np.int32)
-        self._matcher.fill_mask(masks[0])
-        for j, token in enumerate(self._drafted, 1):
-            self._matcher.accept(token)
-            self._matcher.fill_mask(masks[j])
-        self._matcher.rollback(len(self._drafted))
-        return masks
 
     def _force(self, matcher: Matcher) -> None:
         """Take the tokens that the constraint leaves no choice about; they are computed with the next step."""

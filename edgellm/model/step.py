@@ -97,6 +97,11 @@ class Stepper:
         """The operation before which a layer's queries and keys are ready."""
         return [at for at, name in enumerate(self.operations) if name == "attend"][layer]
 
+    @property
+    def sampling_begin(self) -> int:
+        """The operation that samples: until it begins, masks may still be written."""
+        return self.operations.index("sample")
+
     def run(
         self,
         batch: Seq[Rows],

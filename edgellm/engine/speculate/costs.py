@@ -5,7 +5,7 @@ from functools import cached_property
 
 MAX_ROWS = 16
 MEASURED_ROWS = (1, 2, 4, 8, 16)  # between them time is taken as linear until steps say better
-RATE = 0.1  # of a step's surprise that is believed: of 5 % noise 1 % is left
+RATE = 0.1  # of a step's surprise that is believed: of 5 % noise 1 % is left; of the first ones more
 LARGEST_SURPRISE = 2.0  # times as long as expected; more was another program
 
 
@@ -18,6 +18,7 @@ class CostModel:
         self._measure, self._depth = measure, depth
         self.is_measured = False
         self._pace, self._scale = 1.0, [1.0] * MAX_ROWS  # times as long as measured: all, and by rows beyond that
+        self._num_ones = self._num_several = 0  # steps learned from
 
     @cached_property
     def _measured(self) -> list[tuple[float, float]]:
@@ -46,9 +47,11 @@ class CostModel:
         surprise = seconds / (self._pace * self._scale[rows - 1] * (shallow + slope * depth))
         surprise = min(max(surprise, 1 / LARGEST_SURPRISE), LARGEST_SURPRISE) - 1
         if rows == 1:
-            self._pace *= 1 + RATE * surprise
+            self._num_ones += 1
+            self._pace *= 1 + max(RATE, 1 / (1 + self._num_ones)) * surprise
         else:
-            half = 1 + RATE / 2 * surprise
+            self._num_several += 1
+            half = 1 + max(RATE, 1 / (1 + self._num_several)) / 2 * surprise
             self._scale[1:] = [scale * half for scale in self._scale[1:]]
             self._scale[rows - 1] *= half
 

@@ -1,6 +1,7 @@
 """Requests share steps: nobody waits for another's end, and who goes away frees what it had."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import edgellm
 from edgellm import Model, SamplingParams
 from edgellm.engine import model as model_module
 from edgellm.engine.constrain import Regex
+from edgellm.engine.masks import Masks
 from edgellm.engine.request import Request
 from edgellm.engine.stream import Stream
 from edgellm.errors import ContextLengthError, GrammarError
@@ -250,16 +252,16 @@ def test_the_prefix_cache_hears_exactly_what_was_computed(model: Model, monkeypa
 
 @pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
 def test_a_constraint_that_fails_ends_its_own_request_only(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    masks = Request._masks
+    prepare, calls = Masks.prepare, iter(range(100))
 
-    def failing(self: Request) -> object:
-        if len(self.ids) == 3:
+    def failing(self: Masks, drafted: Sequence[int]) -> object:
+        if next(calls) == 3:
             raise GrammarError("too much work; write it more simply")
-        return masks(self)
+        return prepare(self, drafted)
 
     other = model.generate(PROMPT, replace(FOREVER, max_tokens=12))
     bad = model.generate(PROMPT, SamplingParams(constraint=Regex("[a-z]{9}")))
-    monkeypatch.setattr(Request, "_masks", failing)
+    monkeypatch.setattr(Masks, "prepare", failing)
     assert len(list(other)) == 12, "whoever drives"
     with pytest.raises(GrammarError):
         list(bad)

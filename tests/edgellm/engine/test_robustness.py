@@ -41,13 +41,13 @@ class Failing:
         self._left = call
 
     def __get__(self, instance: object, owner: type) -> Callable[..., Any]:
-        return lambda *arguments: self(instance, *arguments)
+        return lambda *arguments, **options: self(instance, *arguments, **options)
 
-    def __call__(self, *arguments: object) -> Any:
+    def __call__(self, *arguments: object, **options: object) -> Any:
         self._left -= 1
         if self._left == 0 and not self._behind:
             raise self._error
-        result = self._function(*arguments)
+        result = self._function(*arguments, **options)
         if self._left == 0:
             raise self._error
         return result
@@ -267,10 +267,10 @@ def test_whoever_closes_second_returns_when_all_is_over(path: Path, monkeypatch:
     in_step, go_on = threading.Event(), threading.Event()
     run = Stepper.run
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         in_step.set()
         assert go_on.wait(20)
-        return run(*arguments)
+        return run(*arguments, **options)
 
     monkeypatch.setattr(Stepper, "run", slow)
     reader = threading.Thread(target=lambda: next(model.generate(PROMPT, FOREVER)), daemon=True)

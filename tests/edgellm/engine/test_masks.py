@@ -1,0 +1,104 @@
+"""Masks that are written beside the step are those written before it."""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgellm import Model, SamplingParams
+from edgellm.engine import masks
+from edgellm.engine.constrain import Matcher, Regex
+from edgellm.errors import GrammarError
+from edgellm.model.step import Stepper
+from tests.edgellm.engine.requests import CONSTRAINTS, HAS_CONSTRAINTS, Asked, answer, answer_together, given
+
+pytestmark = pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
+
+LETTERS = Regex("[a-z]{20}")
+ASKED = [
+    Asked(
+        [5, 80, 90, seed],
+        SamplingParams(constraint=form, max_tokens=12, temperature=0.9, seed=seed, speculation="on"),
+        0,
+        None,
+    )
+    for seed, form in enumerate(CONSTRAINTS * 3, 3)
+]
+
+
+@pytest.fixture
+def writers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the threads that wrote a mask from now on, all of them beside the step."""
+    names: list[str] = []
+    before_masks(monkeypatch, lambda: names.append(threading.current_thread().name))
+    monkeypatch.setattr(masks, "HANDOVER", 0.0)
+    return names
+
+
+def before_masks(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    fill_mask = Matcher.fill_mask
+
+    def filling(self: Matcher, mask: NDArray[np.int32]) -> None:
+        act()
+        fill_mask(self, mask)
+
+    monkeypatch.setattr(Matcher, "fill_mask", filling)
+
+
+def test_cheap_masks_are_written_by_the_reader_s_own_thread(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: set[str] = set()
+    before_masks(monkeypatch, lambda: names.add(threading.current_thread().name))
+    monkeypatch.setattr(masks, "HANDOVER", 10.0)
+    list(model.generate([5, 80], SamplingParams(constraint=LETTERS)))
+    assert names == {threading.current_thread().name}
+
+
+def test_answers_are_the_same_alone_and_together(model: Model, writers: list[str]) -> None:
+    beside = [answer(model, asked) for asked in ASKED]
+    together = answer_together(model, ASKED)
+    assert writers and all(name.startswith("edgellm-masks") for name in writers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "HANDOVER", 10.0)
+        assert beside == together == [answer(model, asked) for asked in ASKED]
+
+
+def test_an_error_beside_the_step_ends_its_own_request_only(
+    model: Model, writers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        if len(bad.ids) == 3:
+            raise GrammarError("too much work; write it more simply")
+
+    before_masks(monkeypatch, fail)
+    other = model.generate([5, 80, 90], SamplingParams(max_tokens=12, logit_bias={90: 1000.0}))
+    bad = model.generate([5, 80], SamplingParams(constraint=LETTERS))
+    assert len(list(other)) == 12, "whoever drives"
+    with pytest.raises(GrammarError):
+        list(bad)
+    assert len(bad.ids) == 3
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+def test_behind_an_interrupted_step_masks_are_written_anew(
+    model: Model, writers: list[str], behind: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(constraint=LETTERS, temperature=1.0, seed=1, speculation="off")
+    alone = model.generate([5, 80, 90], params)
+    list(alone)
+    run, calls = Stepper.run, iter(range(100))
+
+    def interrupted(self: Stepper, *args: object, **options: object) -> None:
+        broken = next(calls) == 4
+        if behind or not broken:
+            run(self, *args, **options)  # type: ignore[arg-type]
+        if broken:
+            raise KeyboardInterrupt
+
+    driver, stream = model.generate([7, 8], SamplingParams(max_tokens=50)), model.generate([5, 80, 90], params)
+    monkeypatch.setattr(Stepper, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(driver)
+    list(stream)
+    assert given(stream, []) == given(alone, [])
