@@ -35,7 +35,7 @@ class Engine:
 
     def __init__(self, stepper: Stepper, team: Team, cache: KVCache, prefixes: PrefixCache, *, context: int) -> None:
         self.session = SessionTexts()
-        self.prefixes = prefixes
+        self.prefixes, self.leaves_a_processor = prefixes, team.leaves_a_processor
         self._stepper, self._team, self._cache, self._context = stepper, team, cache, context
         # Not reentrant: a stream may be collected, and closed, while this very thread holds it
         self._lock = threading.Lock()

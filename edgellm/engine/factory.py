@@ -8,6 +8,7 @@ from edgellm.config import ModelConfig
 from edgellm.engine.constrain import Constrainer
 from edgellm.engine.draft import DraftModel, DraftProposer
 from edgellm.engine.engine import Engine
+from edgellm.engine.masks import Masks
 from edgellm.engine.params import SamplingParams
 from edgellm.engine.request import Request
 from edgellm.engine.sampler import Sampler
@@ -34,11 +35,13 @@ class RequestFactory:
         if probe is not None:
             probe.check(self._config)
         breakers = self._breakers(params.dry_sequence_breakers) if params.dry_multiplier else []
+        matcher = self._constrainer.matcher(params.constraint, prompt[-1]) if params.constraint else None
+        beside = self._engine.leaves_a_processor
         return Request(
             prompt, params, Sampler(params, self._config.vocabulary, prompt, breakers), self._tokenizer,
             context=self._context,
             controller=Controller(self._proposers(), self._engine.costs, params.speculation),
-            matcher=self._constrainer.matcher(params.constraint, prompt[-1]) if params.constraint else None,
+            matcher=matcher, masks=Masks(matcher, self._tokenizer.vocabulary_size, beside=beside) if matcher else None,
             priority=priority, probe=probe,
         )  # fmt: skip
 

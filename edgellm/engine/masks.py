@@ -1,8 +1,11 @@
 """Which tokens a constraint allows at each row of a request, found out while the step runs.
 
 A mask is wanted when a row is sampled, which is last in a step. Most take 15 us, less than to hand them to another
-thread, and are written before the step. Those of a grammar that can be read in many ways take milliseconds: a thread
-writes them beside the step, which waits for it before it samples.
+thread, and are written before the step. Those of a grammar that can be read in many ways take milliseconds: where the
+threads that compute leave a processor, another writes them beside the step, which waits for it before it samples.
+
+SmolLM2, JSON by a recursive GBNF grammar, 1.5 ms a mask, tokens/s before and beside the step, on 2 cores: 142 and 153
+with 1 thread, 336 and 274 with 2, for then one of them stands still while all wait.
 """
 
 import time
@@ -20,9 +23,9 @@ HANDOVER = 1e-4  # seconds of writing from which another thread does it: that al
 class Masks:
     """Those of one request's rows."""
 
-    def __init__(self, matcher: Matcher, vocabulary: int) -> None:
-        """The matcher is the request's own, and left as it is."""
-        self._matcher, self._words = matcher, -(-vocabulary // 32)
+    def __init__(self, matcher: Matcher, vocabulary: int, *, beside: bool) -> None:
+        """The matcher is the request's own, and left as it is; `beside` if a processor is left for another thread."""
+        self._matcher, self._words, self._beside = matcher, -(-vocabulary // 32), beside
         self._seconds = 0.0  # that a mask took last
         self._unwritten: tuple[NDArray[np.int32], Seq[int]] | None = None
         self._writing: Future[None] | None = None
@@ -34,10 +37,10 @@ class Masks:
         """
         self.finish()  # those of a step that was interrupted: the matcher is for one thread at a time
         masks = np.empty((1 + len(drafted), self._words), np.int32)
-        if self._seconds * len(masks) < HANDOVER:
-            self._write(masks, drafted)
-        else:
+        if self._beside and self._seconds * len(masks) >= HANDOVER:
             self._unwritten = masks, drafted
+        else:
+            self._write(masks, drafted)
         return masks
 
     def start(self, pool: ThreadPoolExecutor) -> bool:

@@ -39,7 +39,8 @@ class Request:
 
     def __init__(
         self, prompt: list[int], params: SamplingParams, sampler: Sampler, tokenizer: Tokenizer, *,
-        context: int, controller: Controller, matcher: Matcher | None, priority: int, probe: Probe | None = None,
+        context: int, controller: Controller, matcher: Matcher | None, masks: Masks | None, priority: int,
+        probe: Probe | None = None,
     ) -> None:  # fmt: skip
         self.params, self.sampler, self.priority, self.probe = params, sampler, priority, probe
         self.drafts = params.speculation != "off"
@@ -61,8 +62,7 @@ class Request:
         self._tokenizer, self._context = tokenizer, context
         self._num_scored = 0 if params.prompt_logprobs is None else len(prompt) - 1  # prompt tokens with logprobs
         self.reads_cache = self._num_scored == 0  # else the logits of all tokens are wanted, so all are computed
-        self._controller, self._matcher = controller, matcher
-        self.masks = None if matcher is None else Masks(matcher, tokenizer.vocabulary_size)
+        self.masks, self._controller, self._matcher = masks, controller, matcher
         self._decoder = StreamDecoder(tokenizer, previous=prompt[-1])
         self._stops = StopFinder(params.stop)
         room = context - len(prompt) + 1

@@ -26,7 +26,7 @@ class Team:
 
     def __init__(self, library: Library, threads: int, processors: int) -> None:
         """`processors` are really available: a larger team must not spin, or it waits for threads that cannot run."""
-        self.threads = threads
+        self.threads, self.leaves_a_processor = threads, threads < processors
         self._library = library  # whose code the threads are in
         self._lead, self._follow = library.entry("lead"), library.entry("follow")
         self._record = aligned_zeros(TEAM_WORDS, np.int64)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -37,6 +38,13 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.fixture
+def model(model: Model) -> Model:
+    """One whose threads leave a processor, as it were."""
+    model.engine.leaves_a_processor = True
+    return model
+
+
 def before_masks(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     fill_mask = Matcher.fill_mask
 
@@ -53,6 +61,12 @@ def test_cheap_masks_are_written_by_the_reader_s_own_thread(model: Model, monkey
     monkeypatch.setattr(masks, "HANDOVER", 10.0)
     list(model.generate([5, 80], SamplingParams(constraint=LETTERS)))
     assert names == {threading.current_thread().name}
+
+
+def test_so_are_all_where_no_processor_is_left(model: Model, writers: list[str]) -> None:
+    model.engine.leaves_a_processor = False
+    list(model.generate([5, 80], SamplingParams(constraint=LETTERS)))
+    assert set(writers) == {threading.current_thread().name}
 
 
 def test_answers_are_the_same_alone_and_together(model: Model, writers: list[str]) -> None:
@@ -102,3 +116,30 @@ def test_behind_an_interrupted_step_masks_are_written_anew(
         list(driver)
     list(stream)
     assert given(stream, []) == given(alone, [])
+
+
+def test_a_matcher_is_never_in_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, begun, go_on = [], threading.Event(), threading.Event()
+
+    class Slow:
+        def fill_mask(self, mask: NDArray[np.int32]) -> None:
+            inside.append(1)
+            begun.set()
+            assert go_on.wait(20)
+            assert len(inside) == 1
+            inside.clear()
+
+        def rollback(self, count: int) -> None:
+            pass
+
+    monkeypatch.setattr(masks, "HANDOVER", 0.0)
+    its = masks.Masks(Slow(), 100, beside=True)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(2) as pool:
+        its.prepare([])
+        assert its.start(pool) and begun.wait(20)
+        monkeypatch.setattr(masks, "HANDOVER", 10.0)
+        again = pool.submit(its.prepare, [])  # as behind an interrupted step
+        with pytest.raises(TimeoutError):
+            again.result(0.05)
+        go_on.set()
+        assert again.result(20).shape == (1, 4)
