@@ -6,6 +6,7 @@ from functools import cached_property
 MAX_ROWS = 16
 MEASURED_ROWS = (1, 2, 4, 8, 16)  # between them time is taken as linear until steps say better
 RATE = 0.1  # of a step's surprise that is believed: of 5 % noise 1 % is left; of the first ones more
+LEAST_MORE = 0.01  # of the time of one row that a further one takes at least
 LARGEST_SURPRISE = 2.0  # times as long as expected; more was another program
 
 
@@ -17,7 +18,8 @@ class CostModel:
         assert depth > 0, depth
         self._measure, self._depth = measure, depth
         self.is_measured = False
-        self._pace, self._scale = 1.0, [1.0] * MAX_ROWS  # times as long as measured: all, and by rows beyond that
+        self._pace = 1.0  # times as long as measured
+        self._scale = [1.0] * MAX_ROWS  # times as much as measured, beyond the time of one row, by rows
         self._num_ones = self._num_several = 0  # steps learned from
 
     @cached_property
@@ -29,31 +31,43 @@ class CostModel:
 
     def seconds(self, depth: int) -> list[float]:
         """Times expected for steps of 1..MAX_ROWS rows."""
-        return [
-            self._pace * scale * (shallow + slope * depth)
-            for scale, (shallow, slope) in zip(self._scale, self._measured, strict=True)
-        ]
+        one, pace = self._one(depth), self._pace
+        return [pace * (one + scale * self._more(rows, depth, one)) for rows, scale in enumerate(self._scale)]
 
     def observe(self, rows: int, depth: int, seconds: float) -> None:
         """Learn from a step that took `seconds`; more than MAX_ROWS rows teach nothing.
 
         A step of one row tells how fast the machine is now, so all times follow it. One of several never moves the time
-        of one row, or what drafts cost beyond expectation would be taken for a slower machine as long as they go on;
-        half of its surprise is its own height's and half that of several rows.
+        of one row, or what drafts cost beyond expectation would be taken for a slower machine as long as they go on; it
+        tells what further rows cost, half of it for its own height and half for all.
         """
         if rows > MAX_ROWS or not self.is_measured:
             return
-        shallow, slope = self._measured[rows - 1]
-        surprise = seconds / (self._pace * self._scale[rows - 1] * (shallow + slope * depth))
-        surprise = min(max(surprise, 1 / LARGEST_SURPRISE), LARGEST_SURPRISE) - 1
+        one = self._one(depth)
         if rows == 1:
             self._num_ones += 1
-            self._pace *= 1 + max(RATE, 1 / (1 + self._num_ones)) * surprise
+            self._pace *= _surprise(seconds, self._pace * one) ** max(RATE, 1 / (1 + self._num_ones))
         else:
             self._num_several += 1
-            half = 1 + max(RATE, 1 / (1 + self._num_several)) / 2 * surprise
-            self._scale[1:] = [scale * half for scale in self._scale[1:]]
+            expected = self._scale[rows - 1] * self._more(rows - 1, depth, one)
+            surprise = _surprise(seconds / self._pace - one, expected)
+            half = surprise ** (max(RATE, 1 / (1 + self._num_several)) / 2)
+            self._scale = [scale * half for scale in self._scale]
             self._scale[rows - 1] *= half
+
+    def _one(self, depth: int) -> float:
+        shallow, slope = self._measured[0]
+        return shallow + slope * depth
+
+    def _more(self, further_rows: int, depth: int, one: float) -> float:
+        """What so many further rows take, as measured: something, whatever a noisy measurement says."""
+        shallow, slope = self._measured[further_rows]
+        return max(shallow + slope * depth - one, LEAST_MORE * further_rows * one)
+
+
+def _surprise(seconds: float, expected: float) -> float:
+    """Times as long as expected."""
+    return min(max(seconds / expected, 1 / LARGEST_SURPRISE), LARGEST_SURPRISE)
 
 
 def _all_rows(measured: list[float]) -> list[float]:

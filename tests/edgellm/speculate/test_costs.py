@@ -52,7 +52,7 @@ def test_noise_is_averaged_and_an_interrupted_step_counts_as_twice_the_time() ->
     assert costs.seconds(0)[0] == pytest.approx(plain, rel=0.05)
     before = costs.seconds(0)[0]
     costs.observe(1, 0, 1000 * plain)
-    assert costs.seconds(0)[0] == pytest.approx(1.1 * before)
+    assert costs.seconds(0)[0] == pytest.approx(2**0.1 * before)
 
 
 def test_steps_of_more_rows_than_a_draft_teach_nothing() -> None:
@@ -60,3 +60,19 @@ def test_steps_of_more_rows_than_a_draft_teach_nothing() -> None:
     before = costs.seconds(0)
     costs.observe(17, 0, 1.0)
     assert costs.seconds(0) == before
+
+
+def test_long_drafts_that_cost_less_than_measured_never_make_short_ones_free() -> None:
+    costs = CostModel(times(0.1), depth=100)
+    before = costs.seconds(0)
+    for _ in range(200):
+        costs.observe(16, 0, 0.6 * before[15])
+    after = costs.seconds(0)
+    assert after[15] == pytest.approx(0.6 * before[15], rel=1e-3)
+    assert after[:15] == sorted(after[:15])
+    assert after[1] > 1.02 * after[0]
+
+
+def test_a_measurement_in_which_more_rows_took_less_is_not_believed() -> None:
+    costs = CostModel(lambda rows, depth: 1.0 if rows == 1 else 0.9, depth=100)
+    assert costs.seconds(0) == pytest.approx([1 + 0.01 * further for further in range(16)])
