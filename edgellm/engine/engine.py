@@ -27,7 +27,7 @@ from edgellm.model.team import Team
 
 COSTS_DEPTH = 1024  # tokens behind which steps are measured
 MEASUREMENTS, MEASURED_SECONDS = 6, 0.03  # of a step, at most
-OBSERVED = 4  # of so many steps of one row the time of one is learned from: that takes 14 us
+OBSERVED = 8  # of so many steps of one row the time of one is learned from: that takes 14 us
 
 
 class Engine:

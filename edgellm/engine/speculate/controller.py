@@ -48,17 +48,18 @@ class Controller:
 
     def draft(self, limit: int) -> list[int]:
         """At most `limit` and MAX_DRAFT tokens to verify behind the last; none where that is fastest."""
+        ready = [record for record in self._records if record.proposer.match]
+        if not ready:
+            return []
         chosen, length, best = None, 0, 0.0
-        for record in self._records:
-            if not record.proposer.match:
-                continue
+        for record in ready:
             speed, promising = self._plan(record, min(limit, MAX_DRAFT))
             if promising and speed > best:
                 chosen, length, best = record, promising, speed
         if chosen is None and limit:
             chosen, length = self._probe(), 1
         draft: list[int] = []
-        for record in self._records:
+        for record in ready:
             # One token further than needed, where it is free, tells how a draft would have fared or gone on.
             proposal = record.propose((length if record is chosen else 0) + (record.proposer.seconds == 0))
             if record is chosen:
@@ -76,7 +77,7 @@ class Controller:
     def _plan(self, record: "_Record", limit: int) -> tuple[float, int]:
         """(tokens per second, tokens to draft) at best."""
         match, each = record.proposer.match, record.proposer.seconds
-        if not match or not limit:
+        if not limit:
             return 0.0, 0
         if self._mode == "on":
             return 1.0, min(limit, match, ON_DRAFT)
@@ -122,7 +123,7 @@ class _Record:
 
     def propose(self, count: int) -> list[int]:
         self._match = self.proposer.match
-        self.proposal = self.proposer.propose(count) if self._match and count else []
+        self.proposal = self.proposer.propose(count) if count else []
         return self.proposal
 
     def learn(self, tokens: Sequence[int]) -> None:

@@ -58,8 +58,10 @@ class LookupProposer:
         if len(tokens) > PROMPT_END:
             self._leave(tokens[:-PROMPT_END])
             tokens = tokens[-PROMPT_END:]
-        elif tokens and not self.match and self._gap is None:  # most tokens of a free text come here
-            self._leave(tokens)
+        elif len(tokens) == 1 and not self.match and self._gap is None:
+            # So is most of a free text, where every call counts: behind a step none of its code is in a cache
+            if self.text.add(tokens[0]) or self._past:
+                self._search()
             return
         done = 0
         while done < len(tokens):
@@ -128,8 +130,6 @@ class LookupProposer:
 
     def _search(self) -> None:
         self.match = 0
-        if not self._past and not self.text.earlier[-1]:
-            return
         own = longest_match(self.text, [self.text])
         past = longest_match(self.text, self._past, above=own.length if own else 0)
         if match := past or own:
