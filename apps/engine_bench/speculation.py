@@ -7,7 +7,8 @@ from edgellm.engine.speculate import SessionTexts
 REPEATING_TOKENS, FREE_TOKENS, RANDOM_PROMPT = 96, 128, 128
 RANDOM_PROMPTS = 2
 TEMPERATURE, SEED = 0.8, 1
-LEAST_SECONDS = 30.0  # of comparing a text: pairs of short answers differ by 5 %, and the worst of ten texts is asked
+# Of comparing a text, for every repeat asked for: pairs of short answers differ by 5 %, and the worst of ten texts is wanted
+LEAST_SECONDS = 6.0
 
 
 def speculation_repeat_speedup(bench: Bench) -> Figure:
@@ -44,7 +45,7 @@ def _compare(bench: Bench, prompt: list[int], count: int, **sampling: float) -> 
     with bench.model.engine.alone():
         bench.model.engine.costs.seconds(0)  # measured when first needed, which is not part of an answer here
     pair_seconds = 2 * answer_with("off").further_seconds
-    repeat = max(bench.repeat, int(LEAST_SECONDS / pair_seconds))
+    repeat = max(bench.repeat, int(bench.repeat * LEAST_SECONDS / pair_seconds))
     auto, off = in_turn(repeat, lambda: answer_with("auto"), lambda: answer_with("off"))
     usage = auto[-1].usage
     return ratio(

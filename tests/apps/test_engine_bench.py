@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgellm.apps.engine_bench import costs, table
+from edgellm.apps.engine_bench import costs, speculation, table
 from edgellm.apps.engine_bench.bench import in_turn, ratio
 from tests.apps.conftest import Run
 from tests.tiny import make_tiny_gguf
@@ -16,6 +16,11 @@ KEYS = {
     "speculation_free_ratio", "concurrent4_speedup", "short_request_share", "json_ratio", "kv_int8_decode_ratio",
     "overhead_share",
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_longer_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speculation, "LEAST_SECONDS", 0.0)
 
 
 @pytest.fixture
