@@ -7,7 +7,7 @@ from edgellm.engine.speculate import SessionTexts
 REPEATING_TOKENS, FREE_TOKENS, RANDOM_PROMPT = 96, 128, 128
 RANDOM_PROMPTS = 2
 TEMPERATURE, SEED = 0.8, 1
-# Of comparing a text, for every repeat asked for: pairs of short answers differ by 5 %, and the worst of ten texts is wanted
+# Of comparing a text, for every repeat asked for: pairs of short answers differ by 5 %, and the worst of ten is wanted
 LEAST_SECONDS = 6.0
 
 
