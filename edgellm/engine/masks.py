@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgellm.engine.constrain import Matcher
 
-HANDOVER = 1e-4  # seconds of writing from which another thread does it: that alone takes some 50 us
+HANDOVER = 2e-4  # seconds of writing from which another thread does it: as long as it takes that to be there
 
 
 class Masks:
