@@ -60,7 +60,8 @@ class LookupProposer:
             tokens = tokens[-PROMPT_END:]
         elif len(tokens) == 1 and not self.match and self._gap is None:
             # So is most of a free text, where every call counts: behind a step none of its code is in a cache
-            if self.text.add(tokens[0]) or self._past:
+            self.text.extend(tokens)
+            if self.text.earlier[-1] or self._past:
                 self._search()
             return
         done = 0

@@ -45,15 +45,6 @@ class IndexedText:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def add(self, token: int) -> int:
-        """Add one token; the place of the same pair before, 0 for none."""
-        pair = (self.tokens[-1] if self.tokens else NO_TOKEN) << 32 | token
-        earlier = self.last.get(pair, 0)
-        self.tokens.append(token)
-        self.earlier.append(earlier)
-        self.last[pair] = len(self.tokens)
-        return earlier
-
     def extend(self, tokens: Sequence[int]) -> None:
         """Add tokens, 0.25 us each."""
         last, earlier = self.last, self.earlier

@@ -1,6 +1,7 @@
 """Requests share steps: nobody waits for another's end, and who goes away frees what it had."""
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVMemoryError, kv_bytes_per_token
 from edgellm.memory.prefix import PrefixCache
 from edgellm.model.step import Rows
+from tests.edgellm.engine.conftest import before_steps
 from tests.edgellm.engine.requests import CONTEXT, HAS_CONSTRAINTS
 
 PROMPT = [5, 80, 90, 100, 7]
@@ -248,6 +250,20 @@ def test_the_prefix_cache_hears_exactly_what_was_computed(model: Model, monkeypa
         assert len(list(stream)) == count
         assert stream.usage.num_drafted_tokens > 0
     assert all(len(PROMPT) + count - 1 <= length for count, length in zip(range(9, 20), heard, strict=True))
+
+
+def test_a_short_answer_drafts_but_never_waits_for_costs_to_be_measured(model: Model, steps: list[list[Rows]]) -> None:
+    prompt, short = [5, *[LETTER] * 6], replace(FOREVER, max_tokens=5)
+    auto = model.generate(prompt, replace(short, speculation="auto"))
+    assert len(list(auto)) == 5 == len(steps) and auto.usage.num_drafted_tokens == 0
+    on = model.generate(prompt, replace(short, speculation="on"))
+    assert len(list(on)) == 5 and on.usage.num_drafted_tokens > 0
+
+
+def test_what_another_program_took_is_no_cost_of_a_step(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(1000))
+    before_steps(monkeypatch, lambda batch: next(calls) % 2 or time.sleep(0.05))
+    assert max(model.engine.costs.seconds(0)) < 0.05
 
 
 @pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")

@@ -1,6 +1,8 @@
 """Masks that are written beside the step are those written before it."""
 
+import re
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgellm import Model, SamplingParams
+from edgellm import Model, Probe, SamplingParams
 from edgellm.engine import masks
 from edgellm.engine.constrain import Matcher, Regex
 from edgellm.errors import GrammarError
@@ -143,3 +145,15 @@ def test_a_matcher_is_never_in_two_threads(monkeypatch: pytest.MonkeyPatch) -> N
             again.result(0.05)
         go_on.set()
         assert again.result(20).shape == (1, 4)
+
+
+def test_a_watched_step_has_its_masks_too_and_closing_ends_their_thread(
+    model: Model, writers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_masks(monkeypatch, lambda: time.sleep(0.005))  # longer than the step takes
+    stream = model.generate([5, 80], SamplingParams(constraint=LETTERS), probe=Probe(lambda seen: None, hidden=[0]))
+    list(stream)
+    assert re.fullmatch("[a-z]{20}", stream.text)
+    assert any(thread.name.startswith("edgellm-masks") for thread in threading.enumerate())
+    model.close()
+    assert not any(thread.name.startswith("edgellm-masks") for thread in threading.enumerate())

@@ -100,6 +100,14 @@ def test_off_never_drafts_and_on_drafts_what_agrees() -> None:
     assert on.draft(MAX_DRAFT) == list(range(20, 28))
 
 
+def test_only_auto_waits_for_steps_to_be_measured() -> None:
+    costs = CostModel(CHEAP, depth=100)
+    auto, on = Controller([LookupProposer()], costs), Controller([LookupProposer()], costs, "on")
+    assert (auto.is_ready, on.is_ready) == (False, True)
+    costs.seconds(0)
+    assert auto.is_ready
+
+
 def test_a_draft_keeps_to_the_limit() -> None:
     for mode in "on", "auto":
         controller = Controller([LookupProposer()], CostModel(times(0.001), depth=100), mode)

@@ -76,3 +76,13 @@ def test_long_drafts_that_cost_less_than_measured_never_make_short_ones_free() -
 def test_a_measurement_in_which_more_rows_took_less_is_not_believed() -> None:
     costs = CostModel(lambda rows, depth: 1.0 if rows == 1 else 0.9, depth=100)
     assert costs.seconds(0) == pytest.approx([1 + 0.01 * further for further in range(16)])
+
+
+def test_the_first_steps_say_more_than_later_ones() -> None:
+    costs = CostModel(times(0.1), depth=100)
+    plain = costs.seconds(0)
+    costs.observe(1, 0, 1.44 * plain[0])
+    assert costs.seconds(0)[0] == pytest.approx(1.2 * plain[0])
+    one, more = costs.seconds(0)[0], costs.seconds(0)[3] - costs.seconds(0)[0]
+    costs.observe(4, 0, one + 1.44 * more)  # half of the surprise is all rows', half their own: sqrt(1.2) twice
+    assert costs.seconds(0)[3] - one == pytest.approx(1.2 * more)

@@ -22,6 +22,24 @@ def test_behind_a_token_that_differs_the_source_goes_on() -> None:
     assert copying([*range(10, 20), 7]).propose(4) == [20, 21, 22, 23]
 
 
+def test_where_one_token_replaced_one_the_next_that_agrees_resumes_the_copy() -> None:
+    assert copying([*range(10, 20), 7, 20]).match == 8
+
+
+def test_otherwise_one_token_that_agrees_may_be_chance_and_two_are_none() -> None:
+    assert copying([*range(10, 20), 7, 22]).match == 0
+    proposer = copying([*range(10, 20), 7, 22, 23])
+    assert (proposer.match, proposer.propose(2)) == (8, [24, 25])
+
+
+def test_another_change_than_the_one_expected_is_no_place_to_guess_from() -> None:
+    source = [*range(10, 20), 1, *range(20, 30), 1, *range(30, 40)]
+    proposer = copying([*range(10, 20), 7, 8, *range(20, 30), 7], source)
+    assert proposer.propose(2) == [8, 30]
+    proposer.extend([9])
+    assert proposer.match == 0
+
+
 def test_a_name_that_changed_once_is_expected_to_change_again() -> None:
     proposer = copying([*range(10, 20), 7, 20, 21])
     assert proposer.propose(11) == [*range(22, 30), 7, 30, 31]
