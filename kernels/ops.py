@@ -11,11 +11,7 @@ Buffers:
     q             float32 [R][H*E]   queries, rotated and scaled, by log2(e) as well: attention takes powers of two
     activation    what a matrix product reads: rows quantized to INT8 with a scale per block of 32, see below
     logits        float32 [logit rows][V]
-    kv            one arena of blocks of KV_BLOCK tokens; a block holds [L][K][keys, values]:
-                  keys bf16 [E/2][KV_BLOCK][2], values bf16 [KV_BLOCK/2][E][2]; or keys int8
-                  [E][KV_BLOCK], values int8 [KV_BLOCK][E], and scales bf16 [keys, values][E/32][KV_BLOCK]: 32
-                  entries of a key or value are scale * code. INT8 keys went through the Hadamard transform of 32
-                  entries (simd/hadamard.py), and so do the queries then, which leaves their products as they were
+    kv            arenas of blocks of KV_BLOCK tokens; a block holds [layers][K][keys, values], see kv_formats/
 
 An activation holds rows in tiles of T rows: as high as the register tile while rows last; the last tile has the least
 height of `Target.heights` that holds the rest, and its empty rows a scale and a sum of 0. The tile of
@@ -64,14 +60,36 @@ HEAD = ("kernel", "barrier")  # the first words of every operation
 NO_BARRIER, BARRIER, BARRIER_OF_MANY = 0, 1, 2  # the last: not when rows are few
 OPERATION_WORDS = 24
 
-# The rows at work. spans are int32 [spans][2]: first row and count of neighbours in one sequence, for attention.
+# The rows at work. spans are int32 [spans][2]: first row and count of neighbours in one sequence, for attention;
+# sequence_rows int32 [S][2]: the same of all rows of a sequence.
 STEP = Record(
-    "rows", "tokens", "positions", "sequences", "tables", "table_stride", "kv", "spans", "span_count", "split", "few",
-    "logit_count", "logit_rows", "samplers",
+    "rows", "tokens", "positions", "sequences", "sequence_count", "sequence_rows", "spans", "span_count", "split",
+    "few", "logit_count", "logit_rows", "samplers",
 )  # fmt: skip
 
+# A weight matrix begins with the kernels of its format; quants/ says what follows.
+#     product(weight, panel, x, meta, blocks, tokens, out, outliers, count, asks_ahead)   out float32 [tokens][32]
+#     row(weight, index, columns, out)                                                    out float32 [columns]
+WEIGHT_HEAD = ("product", "row")
+
+# Keys and values of a layer. A sequence's table is int32 [table_stride], the block of each KV_BLOCK tokens; the layer
+# begins `offset` bytes into a block, a head `head_stride` bytes behind the one before. Kernels of the format:
+#     score(cache, queries, count, keys, more_keys, scratch, out)            out float32 [count][CHUNK], of one block,
+#                                                                           or two for up to `paired` queries
+#     values(cache, weights, count, block, ahead, pairs, scratch, out)       out float32 [count][RESULT_HEADER + E] +=
+CACHE = Record(
+    "blocks", "tables", "table_stride", "block_stride", "offset", "head_stride", "head_size", "score", "values", "paired",
+)  # fmt: skip
+
+# A layer's state of a fixed size: of sequence s, which comes from the slot table[s][0] and goes to table[s][1] (int32
+# [S][2]), it begins `offset` bytes into the slot. Slot 0 is all zeros.
+RECURRENT = Record("slots", "table", "slot_stride", "offset")
+
 # residual[r] = embedding[token of r]
-EMBED = Record(*HEAD, "out", "layout", "codes", "scales", "mins", "group", "width")
+EMBED = Record(*HEAD, "out", "weight", "width")
+
+# out = quantized(x)
+QUANTIZE = Record(*HEAD, "x", "out_codes", "out_meta", "width", "selected")
 
 # out = quantized(x / rms(x) * weight); with `selected`, of the rows whose logits are wanted only. When rows are few and
 # `own` is not 0, every thread writes, and the product behind it reads, a copy of its own, OWN_ROWS rows long.
@@ -79,33 +97,30 @@ NORM = Record(
     *HEAD, "x", "weight", "out_codes", "out_meta", "own_codes", "own_meta", "width", "epsilon", "selected",
 )  # fmt: skip
 
-# For each part: epilogue(activation @ weights.T). Parts share the activation and the team's work.
-MATMUL = Record(
-    *HEAD, "parts", "part_count", "codes", "meta", "own_codes", "own_meta", "columns", "selected",
+# For each part: epilogue(activation @ weight.T). Parts share the activation and the team's work. An epilogue is a
+# kernel(operands, step, y, second, start, tokens, rows, panel): y float32 [rows][32] are outputs 32 * panel.. of rows
+# start.. , in a tile of `tokens` rows; `second` are the outputs of the other weight, where there is one.
+PRODUCT = Record(
+    *HEAD, "parts", "part_count", "x_codes", "x_meta", "own_codes", "own_meta", "columns", "selected",
     "scratch", "scratch_stride", "outliers", "outliers_stride",
 )  # fmt: skip
-PART = Record(
-    "layout", "codes", "scales", "mins", "group", "panels", "epilogue", "out", "out_meta", "stride",
-    "up_layout", "up_codes", "up_scales", "up_mins", "up_group",
-    "rope", "head_size", "scale", "kv_offset", "head_stride", "block_stride", "kv_int8",
-)  # fmt: skip
+PART = Record("weight", "second", "panels", "epilogue", "operands")
 
-# Layouts, as kernels know them
-INT4, INT4_ASYM, INT8 = 0, 1, 2
-
-# Epilogues: what becomes of 32 outputs of a row
-STORE = 0  # out f32 [.][stride] = y
-ADD = 1  # out f32 [.][stride] += y
-QUERY = 2  # out f32 [.][stride] = rope(y) * scale, or with kv_int8 hadamard(rope(y)) * scale
-KEY = 3  # into the KV cache: rope(y), or with kv_int8 hadamard(rope(y))
-VALUE = 4  # into the KV cache
-SWIGLU = 5  # out activation = quantized(silu(y) * up)
+# Epilogues and their operands
+EPILOGUES = {
+    "store": Record("out", "stride"),  # out f32 [.][stride] = y
+    "add": Record("out", "stride"),  # out f32 [.][stride] += y
+    "swiglu": Record("out_codes", "out_meta", "stride"),  # out = quantized(silu(y) * second)
+    "query": Record("out", "stride", "rope", "head_size", "scale"),  # out = rope(y) * scale, as the KV format wants it
+    "key": Record("rope", "cache"),  # rope(y), into the cache
+    "value": Record("cache"),  # y, into the cache
+}
 
 # out = quantized(softmax(q keys) values); partial results go through `partials` when positions are split. With a
 # `window`, a row sees that many positions, its own the last; with 0 all up to its own.
 ATTEND = Record(
-    *HEAD, "q", "out_codes", "out_meta", "heads", "kv_heads", "head_size", "kv_offset", "head_stride", "block_stride",
-    "kv_int8", "window", "partials", "chunks", "scratch", "scratch_stride",
+    *HEAD, "q", "out_codes", "out_meta", "heads", "kv_heads", "head_size", "state", "window", "partials", "chunks",
+    "scratch", "scratch_stride",
 )  # fmt: skip
 
 # Chooses a token for each logit row that has a SAMPLER (0: its logits alone are wanted), and writes it to `chosen`. The

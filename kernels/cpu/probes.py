@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from edgellm.kernels.cpu.attention_tiles import make_scores, make_values
-from edgellm.kernels.cpu.tiles import make_tile
+from edgellm.kernels.cpu.attention.tiles import make_scores, make_values
+from edgellm.kernels.cpu.matmul.tiles import make_tile
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import CHUNK, KV_BLOCK, META_BYTES
 from edgellm.kernels.simd.kernel import kernel

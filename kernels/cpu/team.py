@@ -4,7 +4,7 @@ from edgellm.kernels.ops import BARRIER, BARRIER_OF_MANY, HEAD, OPERATION_WORDS,
 from edgellm.kernels.ops import STEP as STEP_RECORD
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (
-    call_kernel,
+    call_4,
     cycles,
     fetch_add,
     load_acquire,
@@ -55,7 +55,7 @@ def walk(team: int, thread: int) -> None:
             barrier(team, threads, spins)
         if times:
             store_i64(times + i * 8, cycles())
-        call_kernel(load_i64(op), op, step, thread, threads)
+        call_4(load_i64(op), op, step, thread, threads)
     barrier(team, threads, spins)
     if times:
         store_i64(times + count * 8, cycles())

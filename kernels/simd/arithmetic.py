@@ -215,6 +215,11 @@ def lane_of(b: Builder, v: Any, lane: Any) -> Any:
     return b.sext(b.extract_element(v, lane), I64)
 
 
+@operation(types.float32, f32x16, types.int64)
+def lane_of_f32(b: Builder, v: Any, lane: Any) -> Any:
+    return b.extract_element(v, lane)
+
+
 @operation(types.float32, types.float32)
 def square_root(b: Builder, x: Any) -> Any:
     return call(b, "llvm.sqrt.f32", F32, x)

@@ -1,5 +1,7 @@
 """Loads, stores and atomics at raw addresses. Element types in names; all addresses are int64 byte addresses."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -222,8 +224,18 @@ def yield_thread(b: Builder) -> None:
     call(b, selected().yield_symbol, I32)
 
 
-@operation(types.void, address, types.int64, types.int64, types.int64, types.int64)
-def call_kernel(b: Builder, kernel: Any, operands: Any, step: Any, thread: Any, threads: Any) -> None:
-    """Call the kernel at an address: void(i64 operands, i64 step, i64 thread, i64 threads)."""
-    kernel_type = ir.FunctionType(ir.VoidType(), [I64] * 4)
-    b.call(pointer(b, kernel, kernel_type), [operands, step, thread, threads])
+def _make_call(count: int) -> Callable[..., None]:
+    """A call of the kernel at an address, with so many int64 arguments."""
+
+    def call_at(b: Builder, kernel: Any, *arguments: Any) -> None:
+        b.call(pointer(b, kernel, ir.FunctionType(ir.VoidType(), [I64] * count)), arguments)
+
+    names = ["b", "kernel", *(f"a{i}" for i in range(count))]
+    call_at.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    )
+    made: Callable[..., None] = operation(types.void, address, *[types.int64] * count)(call_at)
+    return made
+
+
+call_4, call_7, call_8, call_10 = (_make_call(count) for count in (4, 7, 8, 10))

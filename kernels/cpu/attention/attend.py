@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels.cpu.attention_blocks import PAIR_BYTES, store_pairs
-from edgellm.kernels.cpu.attention_chunk import attend_chunk
+from edgellm.kernels.cpu.attention.blocks import PAIR_BYTES, store_pairs
+from edgellm.kernels.cpu.attention.chunk import attend_chunk
 from edgellm.kernels.cpu.math import exp2
 from edgellm.kernels.cpu.quantize import clear_slots, quantize_block
 from edgellm.kernels.cpu.rows import first_of, tile_height, tile_start

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels.cpu.candidates import (
+from edgellm.kernels.cpu.sampling.candidates import (
     ALL,
     ANY_TOKEN,
     BLOCK,

@@ -6,8 +6,8 @@ else runs.
 
 import numpy as np
 
-from edgellm.kernels.cpu import truncate
-from edgellm.kernels.cpu.candidates import (
+from edgellm.kernels.cpu.sampling import truncate
+from edgellm.kernels.cpu.sampling.candidates import (
     ALL,
     BLOCK,
     LOWEST,
@@ -18,10 +18,10 @@ from edgellm.kernels.cpu.candidates import (
     load_lanes,
     weigh_in_play,
 )
-from edgellm.kernels.cpu.logprobs import remember, write_logprobs
+from edgellm.kernels.cpu.sampling.logprobs import remember, write_logprobs
 from edgellm.kernels.cpu.math import log_scalar
-from edgellm.kernels.cpu.penalties import apply_biases, ban, penalize, penalize_continuations
-from edgellm.kernels.cpu.truncate import LN_2, MU
+from edgellm.kernels.cpu.sampling.penalties import apply_biases, ban, penalize, penalize_continuations
+from edgellm.kernels.cpu.sampling.truncate import LN_2, MU
 from edgellm.kernels.ops import SAMPLE, SAMPLER, SAMPLERS, STEP
 from edgellm.kernels.simd.arithmetic import (
     choose,

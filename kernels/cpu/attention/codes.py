@@ -9,7 +9,7 @@ unit: `ahead` bytes from this block to that one, 0 for none. attention_chunk.py 
 
 from collections.abc import Callable
 
-from edgellm.kernels.cpu.attention_blocks import (
+from edgellm.kernels.cpu.attention.blocks import (
     PAIR_BYTES,
     add_narrow_values,
     broadcast_pair,
@@ -17,7 +17,7 @@ from edgellm.kernels.cpu.attention_blocks import (
     score_block,
     store_pairs,
 )
-from edgellm.kernels.cpu.attention_tiles import HAS_32_REGISTERS
+from edgellm.kernels.cpu.attention.tiles import HAS_32_REGISTERS
 from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import CHUNK, KV_BLOCK, QUERY_STRIDE
 from edgellm.kernels.simd.arithmetic import fma, put, variable, zero_f32, zero_tile

@@ -5,9 +5,9 @@ one page. While keys are scored, the values behind them are on their way, and wh
 next unit; where queries take several passes over the keys of a block, the next block's keys as well.
 """
 
-from edgellm.kernels.cpu.attention_blocks import FEW, add_values, score_block, score_two_blocks
-from edgellm.kernels.cpu.attention_int8 import add_values_int8, score_int8
-from edgellm.kernels.cpu.attention_softmax import WEIGHT_BYTES, find_largest, soften
+from edgellm.kernels.cpu.attention.blocks import FEW, add_values, score_block, score_two_blocks
+from edgellm.kernels.cpu.attention.codes import add_values_int8, score_int8
+from edgellm.kernels.cpu.attention.softmax import WEIGHT_BYTES, find_largest, soften
 from edgellm.kernels.cpu.rows import SEQUENCES, kv_address
 from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, RESULT_HEADER, STEP
 from edgellm.kernels.simd.arithmetic import zero_f32

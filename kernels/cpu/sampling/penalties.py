@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from edgellm.kernels.cpu.candidates import LOWEST
+from edgellm.kernels.cpu.sampling.candidates import LOWEST
 from edgellm.kernels.ops import DRY_LONGEST, SAMPLER
 from edgellm.kernels.simd.arithmetic import choose, splat_f32
 from edgellm.kernels.simd.kernel import inlined, kernel

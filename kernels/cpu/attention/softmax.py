@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels.cpu.attention_blocks import PAIR_BYTES, store_pairs
+from edgellm.kernels.cpu.attention.blocks import PAIR_BYTES, store_pairs
 from edgellm.kernels.cpu.math import exp2
 from edgellm.kernels.simd.arithmetic import (
     both,

@@ -1,20 +1,20 @@
 """Outliers of activations, listed once an operation and added to its products token by token; tiles.py says why."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from edgellm.kernels.ops import INT4, INT4_ASYM, INT8, META_BYTES
-from edgellm.kernels.simd.arithmetic import bits_at, f32_from_i32, fma, splat_i32
+from edgellm.kernels.cpu.matmul.tiles import Pieces
+from edgellm.kernels.ops import META_BYTES
+from edgellm.kernels.simd.arithmetic import fma
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (
     broadcast_f32,
-    load_f16x16,
     load_f32,
     load_f32x16,
     load_i8,
     load_i32,
-    load_i32x16,
     store_f32,
     store_f32x16,
     store_i32,
@@ -49,23 +49,18 @@ def list_outliers(meta: int, blocks: int, tokens: int, rows: int, entries: int) 
     return count
 
 
-def make_add_outliers(layout: int) -> Callable[..., None]:
-    """What the outliers of a tile add to its products with a panel of a layout."""
-    is_int8, zero_point = layout == INT8, {INT4: 8, INT4_ASYM: 0}.get(layout, 128)
-    half_bytes = 512 if is_int8 else 256
+def make_add_outliers(pieces: Pieces) -> Callable[..., None]:
+    """What the outliers of a tile add to its products with a panel."""
+    code, scale = pieces.code, pieces.scale
 
     @kernel
-    def add_outliers(codes: int, scales: int, group_shift: int, out: int, entries: int, count: int) -> None:
+    def add_outliers(codes: int, at: Any, out: int, entries: int, count: int) -> None:
         """out float32 [tokens][32] += ..., for `count` entries of `list_outliers`."""
         for i in range(count):
             entry = entries + i * ENTRY_BYTES
             value, block, place = broadcast_f32(entry), load_i32(entry + 4), load_i32(entry + 8)
-            group = scales + (block >> group_shift) * 64
-            column = codes + block * 2 * half_bytes + ((place >> 2) << 6 if is_int8 else (place & 12) << 4)
-            bit = (place & 3) * 8 if is_int8 else (place & 3) * 8 + (place >> 4) * 4
             for h in range(2):
-                u = bits_at(load_i32x16(column + h * half_bytes), bit, 8 if is_int8 else 4)
-                weight = f32_from_i32(u - splat_i32(zero_point)) * load_f16x16(group + h * 32)
+                weight = code(codes, block, place, h) * scale(at, block, h)
                 to = out + load_i32(entry + 12) + h * 64
                 store_f32x16(to, fma(weight, value, load_f32x16(to)))
 

@@ -4,7 +4,7 @@
 for the other queries; 0 for none.
 """
 
-from edgellm.kernels.cpu.attention_tiles import HAS_32_REGISTERS, WEIGHTS_STRIDE, make_scores, make_values
+from edgellm.kernels.cpu.attention.tiles import HAS_32_REGISTERS, WEIGHTS_STRIDE, make_scores, make_values
 from edgellm.kernels.ops import CHUNK, QUERY_STRIDE
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.pairs import make_pairs
