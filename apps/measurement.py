@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 
 from edgellm import Model, SamplingParams
-from edgellm.memory.kv import KVDtype, kv_bytes_per_token
-from edgellm.packed_header import PackedHeader
+from edgellm.kernels.kv_formats import kv_formats
+from edgellm.memory.state import paged_layout
+from edgellm.packed.header import PackedHeader
 
 NEVER = -1e9  # added to the logits of stop tokens, so that every answer has the length asked for
 WARM_UP_TOKENS = 8
@@ -39,7 +40,7 @@ class Course:
 
     def _answer(self, num_prompt_tokens: int, num_tokens: int) -> Speed:
         model = self._model
-        prompt = [self._draw.randrange(model.config.vocabulary) for _ in range(num_prompt_tokens)]
+        prompt = [self._draw.randrange(model.network.vocabulary) for _ in range(num_prompt_tokens)]
         bias = dict.fromkeys(model.tokenizer.stop_ids, NEVER)
         with model.generate(
             prompt, SamplingParams(max_tokens=num_tokens, logit_bias=bias, speculation="off")
@@ -60,14 +61,15 @@ def median_speed(speeds: list[Speed]) -> Speed:
     )
 
 
-def bytes_per_token(header: PackedHeader, position: int, dtype: KVDtype = "bf16") -> int:
+def bytes_per_token(header: PackedHeader, position: int, dtype: str = "bf16") -> int:
     """Bytes that decoding the token at a position reads: all weights, once, and the keys and values before it.
 
     Of the embedding it needs a row, which is not counted; where the embedding is the head too, it needs all of it.
     """
-    parts = ("tokenizer", "rope_factors") if header.config.tied_head else ("tokenizer", "rope_factors", "embedding")
-    weights = sum(tensor.nbytes for name, tensor in header.table.items() if name.split(".")[0] not in parts)
-    return weights + position * kv_bytes_per_token(header.config, dtype)
+    network, layout = header.network, paged_layout(header.network, kv_formats()[dtype])
+    unread = {"tokenizer", *(spec.name for spec in network.optional_tensors)} | ({"embedding"} - {network.head})
+    weights = sum(tensor.nbytes for name, tensor in header.table.items() if name.split(".")[0] not in unread)
+    return weights + position * layout.token_bytes
 
 
 def peak_rss_bytes() -> int:

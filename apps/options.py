@@ -6,8 +6,8 @@ from edgellm import SamplingParams
 from edgellm.engine.constrain import Constraint
 from edgellm.engine.params import CONTEXT_POLICIES, SPECULATION
 from edgellm.errors import OptionError
-from edgellm.kernels.layouts import LAYOUTS
-from edgellm.memory.kv import KV_DTYPES
+from edgellm.kernels.kv_formats import kv_formats
+from edgellm.kernels.quants import quants
 
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 MODEL_HELP = "name of a model (see `edgellm models`), a packed file, or a GGUF file"
@@ -23,7 +23,7 @@ def add_machine_options(parser: ArgumentParser) -> None:
         "--threads", type=int, metavar="N", help="threads that compute (default: the free physical cores)"
     )
     parser.add_argument(
-        "--kv-cache-dtype", choices=KV_DTYPES, default=KV_DTYPES[0], help="keys and values (default: %(default)s)"
+        "--kv-cache-dtype", choices=kv_formats(), default="bf16", help="keys and values (default: %(default)s)"
     )
     parser.add_argument(
         "--kv-memory", type=_size, metavar="SIZE", help="memory for keys and values of all texts, e.g. 512M or 2G"
@@ -47,7 +47,7 @@ def add_timings(parser: ArgumentParser) -> None:
 
 def add_layout(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--layout", metavar="LAYOUT", help=f"{', '.join(LAYOUTS)} (default: codes are kept bit for bit where possible)"
+        "--layout", metavar="LAYOUT", help=f"{', '.join(quants())} (default: codes are kept bit for bit where possible)"
     )
 
 

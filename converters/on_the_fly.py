@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgellm.converters.convert import Progress, convert
 from edgellm.errors import PackedFileError
-from edgellm.packed_header import open_header
+from edgellm.packed.header import open_header
 
 REVISION = 1  # of the converter; a higher number makes what older ones packed stale
 

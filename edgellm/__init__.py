@@ -15,8 +15,8 @@ from edgellm.engine.params import SamplingParams
 from edgellm.engine.request import Piece
 from edgellm.engine.stream import Stream, Timings, Usage
 from edgellm.errors import EdgeLLMError
+from edgellm.inspect.probe import Observation, Probe
 from edgellm.load import load
-from edgellm.model.probe import Observation, Probe
 
 __version__ = version("edgellm")
 

@@ -4,11 +4,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from edgellm.backends.cpu.units import units_of
+from edgellm.engine.draft import DRAFT_KV_CACHE_DTYPE
 from edgellm.engine.model import Model
 from edgellm.errors import ModelNotFoundError, OptionError
 from edgellm.kernels import jit
-from edgellm.memory.kv import KV_DTYPES, KVDtype
-from edgellm.packed import open_packed
+from edgellm.kernels.kv_formats import kv_formats
+from edgellm.kernels.objects import prebuilt_folder
+from edgellm.packed.read import open_packed
 from edgellm.store import Store, cache_folder
 from edgellm.threads import available_processors
 
@@ -24,7 +27,7 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     isa: str | None = None,
-    kv_cache_dtype: KVDtype = "bf16",
+    kv_cache_dtype: str = "bf16",
     kv_memory: int | None = None,
     draft: str | os.PathLike[str] | None = None,
     prefix_cache: str | os.PathLike[str] | None = None,
@@ -45,14 +48,18 @@ def load(
 
     Errors: ModelNotFoundError, OptionError, FileFormatError, UnsupportedModelError, KernelError.
     """
-    if kv_cache_dtype not in KV_DTYPES:
-        raise OptionError(f"kv_cache_dtype {kv_cache_dtype!r} is none of {', '.join(KV_DTYPES)}")
+    if kv_cache_dtype not in kv_formats():
+        raise OptionError(f"kv_cache_dtype {kv_cache_dtype!r} must be one of: {', '.join(kv_formats())}")
     processors = available_processors().count
     threads = processors if threads is None else _whole("threads", threads, MAX_THREADS)
-    path = find_model(model, progress)
-    library = jit.load(cache_folder() / "kernels", isa=isa, progress=progress)
-    packed = open_packed(path)
-    trained = packed.config.context
+    packed = open_packed(find_model(model, progress))
+    draft_packed = None if draft is None else open_packed(find_model(draft, progress))
+    headers, kv_dtypes = [packed.header], [kv_cache_dtype]
+    if draft_packed is not None:
+        headers, kv_dtypes = [*headers, draft_packed.header], [*dict.fromkeys([kv_cache_dtype, DRAFT_KV_CACHE_DTYPE])]
+    units = units_of(headers, kv_dtypes)
+    library = jit.load(cache_folder() / "kernels", units, prebuilt_folder(), isa=isa, progress=progress)
+    trained = packed.network.context
     context = min(trained, DEFAULT_CONTEXT) if context is None else _whole("context", context, trained)
     return Model(
         packed,
@@ -62,7 +69,7 @@ def load(
         processors=processors,
         kv_cache_dtype=kv_cache_dtype,
         kv_memory=kv_memory,
-        draft=None if draft is None else open_packed(find_model(draft, progress)),
+        draft=draft_packed,
         prefix_cache=None if prefix_cache is None else Path(prefix_cache),
         prefix_cache_bytes=prefix_cache_bytes,
     )

@@ -16,7 +16,7 @@ import platformdirs
 
 from edgellm.catalogue import CATALOGUE
 from edgellm.errors import ModelNotFoundError, OptionError, PackedFileError
-from edgellm.packed_header import PackedHeader, open_header
+from edgellm.packed.header import PackedHeader, open_header
 
 SUFFIX = ".edgellm"
 MAX_NAME = 100  # characters

@@ -1,13 +1,17 @@
-"""Numba kernels to one object file with C entry points, for any target.
+"""Numba kernels to object files with C entry points, for any target.
 
-Run as a program, in a process of its own: `python -m edgellm.kernels.compile OUT.o TARGET [tune]`, the target as JSON;
+Run as a program, in a process of its own: `python -m edgellm.kernels.compile FOLDER TARGET UNITS [tune]`, the target
+and the units, [[name, source], ..], as JSON. It leaves <unit>.o in the folder, and tuned.json where it tunes, and
 prints a line `done/total name` per kernel. Numba's one CPU target is replaced before any kernel is imported, which is
 why a process compiles for one target, and why the process that runs models never does it itself.
 """
 
+import importlib.util
+import inspect
+import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,14 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from edgellm.kernels import objects
-from edgellm.kernels.jit import ENTRY_POINTS, Library, Progress
+from edgellm.kernels.jit import Library, Progress
 from edgellm.kernels.objects import KernelObject
 from edgellm.kernels.simd import selection
 from edgellm.kernels.targets import Target, from_json
 from edgellm.kernels.tune import choose
+from edgellm.kernels.units import Unit
 
-ENTRY_ARGUMENTS = (types.int64,) * 4  # every entry point is void(i64, i64, i64, i64)
+Entries = dict[str, Callable[..., None]]
 
 
 def _silent(done: int, total: int, name: str) -> None:
@@ -101,21 +106,21 @@ def install(target: Target) -> _Context:
 
 
 def _compile_entry(context: _Context, name: str, function: Callable[..., None]) -> Any:
-    """A module with the C function `name`, which calls the kernel."""
+    """A module with the C function `name`, void of as many int64 as the kernel takes, which calls the kernel."""
+    function = getattr(function, "py_func", function)
+    arguments = (types.int64,) * len(inspect.signature(function).parameters)
     flags = compiler.Flags()
     flags.no_compile, flags.nrt, flags.error_model = True, False, "numpy"
     flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     typing = cpu_target.typing_context
-    body = compiler.compile_extra(
-        typing, context, getattr(function, "py_func", function), ENTRY_ARGUMENTS, types.void, flags, {}
-    )
+    body = compiler.compile_extra(typing, context, function, arguments, types.void, flags, {})
     library = context.codegen().create_library(name)
     module = library.create_ir_module(name)
-    words = [ir.IntType(64)] * len(ENTRY_ARGUMENTS)
+    words = [ir.IntType(64)] * len(arguments)
     entry = ir.Function(module, ir.FunctionType(ir.VoidType(), words), name)
     builder = ir.IRBuilder(entry.append_basic_block())
     kernel = context.declare_function(module, body.fndesc)
-    context.call_conv.call_function(builder, kernel, types.void, ENTRY_ARGUMENTS, entry.args)
+    context.call_conv.call_function(builder, kernel, types.void, arguments, entry.args)
     builder.ret_void()
     library.add_ir_module(module)
     library.add_linking_library(body.library)
@@ -126,13 +131,11 @@ def _compile_entry(context: _Context, name: str, function: Callable[..., None]) 
     return llvm.parse_assembly(text)
 
 
-def _link(context: _Context, entries: dict[str, Callable[..., None]], progress: Progress) -> Any:
-    """A module with all entries."""
-    cpu_target.typing_context.refresh()
-    context.refresh()
+def _link(context: _Context, entries: Entries, report: Callable[[str], None]) -> KernelObject:
+    """The object file of all entries; each is reported before it is compiled."""
     whole = None
-    for index, (name, function) in enumerate(entries.items()):
-        progress(index, len(entries), name)
+    for name, function in entries.items():
+        report(name)
         module = _compile_entry(context, name, function)
         for inner in module.functions:
             if not inner.is_declaration and inner.name != name:
@@ -143,43 +146,72 @@ def _link(context: _Context, entries: dict[str, Callable[..., None]], progress: 
             whole.link_in(module)
     assert whole is not None
     whole.verify()
-    progress(len(entries), len(entries), "done")
-    return whole
+    code = context.codegen()._tm.emit_object(whole)
+    return KernelObject(selection.selected(), tuple(entries), code)
 
 
-def compile_kernels(target: Target, progress: Progress = _silent, *, tune: bool = False) -> tuple[Any, Any]:
-    """All kernels as one LLVM module for `target`, and the machine to emit it with.
+def _refresh(context: _Context) -> None:
+    """Let Numba know the operations of modules imported since."""
+    cpu_target.typing_context.refresh()
+    context.refresh()
+
+
+def entries_of(unit: Unit) -> Entries:
+    """What a unit's source exports, by name."""
+    spec = importlib.util.spec_from_file_location(f"edgellm_unit_{unit.name}", unit.source)
+    assert spec is not None and spec.loader is not None, unit
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    entries: Entries = module.entry_points()
+    return entries
+
+
+def compile_units(
+    target: Target, units: Iterable[Unit], progress: Progress = _silent, *, tune: bool = False
+) -> Iterator[tuple[Unit, KernelObject]]:
+    """The units' object files for `target`, one after the other.
 
     With `tune`, what is fastest on this processor is measured first, and selection.selected() says what that was.
     """
     with global_compiler_lock:
         context = install(target)
         if tune:
-            progress(0, len(ENTRY_POINTS), "tuning")
-            selection.settle(choose(target, Library(target, *compile_probes(context, target))))
-        from edgellm.kernels.cpu import entry_points
+            progress(0, 1, "tuning")
+            selection.settle(choose(target, Library(target, [compile_probes(context, target)])))
+        entries = {unit: entries_of(unit) for unit in units}
+        _refresh(context)
+        total, names = sum(map(len, entries.values())), []
 
-        return _link(context, entry_points(), progress), context.codegen()._tm
+        def report(name: str) -> None:
+            progress(len(names), total, name)
+            names.append(name)
+
+        for unit, found in entries.items():
+            yield unit, _link(context, found, report)
+        progress(total, total, "done")
 
 
-def compile_probes(context: _Context, target: Target) -> tuple[bytes, list[str]]:
-    """The small kernels that tuning times, as an object file, and their names."""
+def compile_probes(context: _Context, target: Target) -> KernelObject:
+    """The small kernels that tuning times."""
     from edgellm.kernels.cpu.probes import probes
 
     entries = probes(target)
-    module = _link(context, entries, _silent)
-    return context.codegen()._tm.emit_object(module), list(entries)
+    _refresh(context)
+    return _link(context, entries, lambda name: None)
 
 
 def main() -> None:
-    out, target, tune = Path(sys.argv[1]), from_json(sys.argv[2]), sys.argv[3:] == ["tune"]
+    folder, target, tune = Path(sys.argv[1]), from_json(sys.argv[2]), sys.argv[4:] == ["tune"]
+    units = [Unit(name, Path(source)) for name, source in json.loads(sys.argv[3])]
 
     def report(done: int, total: int, name: str) -> None:
         sys.stdout.write(f"{done}/{total} {name}\n")
         sys.stdout.flush()
 
-    module, machine = compile_kernels(target, report, tune=tune)
-    objects.write(out, KernelObject(selection.selected(), machine.emit_object(module)))
+    for unit, kernels in compile_units(target, units, report, tune=tune):
+        objects.write(folder / f"{unit.name}.o", kernels)
+    if tune:
+        (folder / "tuned.json").write_text(selection.selected().to_json())
 
 
 if __name__ == "__main__":

@@ -1,29 +1,32 @@
 """Kernels ready to call: from the cache of this machine, compiled into it first, or shipped with the program.
 
-Whichever way they come, they end as one library with C entry points `void(i64, i64, i64, i64)`, called through ctypes,
-which releases the GIL. Nothing here imports Numba: compiling happens in a child process (see compile.py), whose memory
-and settings stay out of ours.
+Whichever way they come, they end as one library with C entry points of int64 arguments; those that Python calls are
+`void(i64, i64, i64, i64)`, called through ctypes, which releases the GIL. Nothing here imports Numba: compiling happens
+in a child process (see compile.py), whose memory and settings stay out of ours.
 """
 
 import ctypes
 import importlib.util
+import json
 import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import replace
 from pathlib import Path
 
 from edgellm.errors import KernelError
 from edgellm.kernels import elf, objects
 from edgellm.kernels.host import known_host
 from edgellm.kernels.objects import KernelObject
-from edgellm.kernels.targets import Target, target_for
+from edgellm.kernels.targets import Target, from_json, target_for
+from edgellm.kernels.units import CORE, Unit
 
 Progress = Callable[[int, int, str], None]  # done, total, name of the kernel at work
 Entry = Callable[[int, int, int, int], None]
 ENTRY_TYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
-ENTRY_POINTS = ("attend", "combine", "embed", "follow", "lead", "matmul", "norm", "read", "sample")
 
 
 class LLVMImage:
@@ -51,19 +54,19 @@ class LLVMImage:
 class Library:
     """Linked kernels of one target."""
 
-    def __init__(self, target: Target, code: bytes, names: Iterable[str] = ENTRY_POINTS) -> None:
-        """Errors: KernelError where the object file does not link."""
-        self.target, names = target, list(names)
-        self._image = _image(code, names)
-        self.addresses = {name: self._image.addresses[name] for name in names}
+    def __init__(self, target: Target, objects: Iterable[KernelObject]) -> None:
+        """Errors: KernelError where an object file does not link."""
+        self.target = target
+        self._images = [_image(kernels.code, kernels.names) for kernels in objects]
+        self.addresses = {name: at for image in self._images for name, at in image.addresses.items()}
 
     def entry(self, name: str) -> Entry:
-        """An entry point, callable from Python without the GIL."""
+        """An entry point of four words, callable from Python without the GIL."""
         function: Entry = ENTRY_TYPE(self.addresses[name])
         return function
 
 
-def _image(code: bytes, names: list[str]) -> elf.Image | LLVMImage:
+def _image(code: bytes, names: Iterable[str]) -> elf.Image | LLVMImage:
     if elf.RUNS_HERE:
         try:
             return elf.Image(code)
@@ -73,9 +76,14 @@ def _image(code: bytes, names: list[str]) -> elf.Image | LLVMImage:
 
 
 def load(
-    cache: Path, prebuilt: Path | None = None, *, isa: str | None = None, progress: Progress | None = None
+    cache: Path,
+    units: Seq[Unit] = (CORE,),
+    prebuilt: Path | None = None,
+    *,
+    isa: str | None = None,
+    progress: Progress | None = None,
 ) -> Library:
-    """The kernels for this machine, or for a lesser instruction set that it has.
+    """The kernels of some units for this machine, or for a lesser instruction set that it has.
 
     Looks in the folder `cache` first; a miss compiles there, which takes seconds and is reported to `progress`. Where
     there is no compiler, the best that this machine has of the folder `prebuilt` is taken (see build.py).
@@ -83,36 +91,44 @@ def load(
     """
     host = known_host(cache)
     target = target_for(isa, host)
-    path = cache / objects.name_of(target)
-    found = objects.read(path)
-    if found is None and can_compile():
-        found = compile_into(path, target, tune=target == host, progress=progress)
-    elif found is None:
-        found = _best(host, prebuilt, isa)
-    return Library(*found)
+    tune = target == host and can_compile()
+    if target == host and (tuned := objects.read_tuned(cache, host)):
+        target, tune = tuned, False
+    found = {unit: objects.read(cache / objects.name_of(unit, target)) for unit in units}
+    missing = [unit for unit, kernels in found.items() if kernels is None]
+    if missing and can_compile():
+        if tune:
+            missing, found = list(units), {}
+        found |= compile_into(cache, target, missing, tune=tune, progress=progress)
+    elif missing:
+        found = dict(_best(host, units, prebuilt, isa))
+    kernels = [kernels for kernels in found.values() if kernels is not None]
+    return Library(kernels[0].target, kernels)
 
 
-def is_cached(cache: Path, *, isa: str | None = None) -> bool:
+def is_cached(cache: Path, units: Seq[Unit] = (CORE,), *, isa: str | None = None) -> bool:
     """Whether `load` would find the kernels compiled."""
-    return objects.read(cache / objects.name_of(target_for(isa, known_host(cache)))) is not None
+    host = known_host(cache)
+    target = target_for(isa, host)
+    if target == host:
+        target = objects.read_tuned(cache, host) or host
+    return all(objects.read(cache / objects.name_of(unit, target)) is not None for unit in units)
 
 
 def can_compile() -> bool:
     """A frozen binary has no interpreter to start, and may come without Numba, as an installation may."""
-    return not getattr(sys, "frozen", False) and importlib.util.find_spec("numba") is not None
+    return not objects.is_frozen() and importlib.util.find_spec("numba") is not None
 
 
-def _best(host: Target, prebuilt: Path | None, isa: str | None) -> KernelObject:
+def _best(host: Target, units: Seq[Unit], prebuilt: Path | None, isa: str | None) -> Mapping[Unit, KernelObject]:
     """The most capable of the prebuilt kernels that the host can run, or those of one instruction set."""
-    built = {}
-    for path in sorted(prebuilt.glob("kernels-*.o")) if prebuilt else ():
-        built[path.stem.removeprefix("kernels-").rpartition("-")[0]] = path
+    built: dict[str, dict[str, Path]] = {}
+    for path in sorted(prebuilt.glob("*.o")) if prebuilt else ():
+        unit, _, level = path.stem.rpartition("-")[0].partition("-")
+        built.setdefault(level, {})[unit] = path
     for level in host.levels if isa is None else (isa,):
-        if level in built:
-            found = objects.read(built[level])
-            if found is None:
-                raise KernelError(f"{built[level]} is damaged; install the program again")
-            return found
+        if level in built and all(unit.name in built[level] for unit in units):
+            return {unit: _sound(built[level][unit.name]) for unit in units}
     raise KernelError(
         f"there is no compiler here, and no kernels for {isa or 'this processor'}: {host.cpu} has "
         f"{', '.join(host.levels)}; built ahead are {', '.join(built) or 'none'} (in {prebuilt or 'no folder'}); "
@@ -120,37 +136,59 @@ def _best(host: Target, prebuilt: Path | None, isa: str | None) -> KernelObject:
     )
 
 
-def compile_into(path: Path, target: Target, *, tune: bool = False, progress: Progress | None = None) -> KernelObject:
-    """Compile the kernels of a target to a file, which appears whole or not at all.
+def _sound(path: Path) -> KernelObject:
+    found = objects.read(path)
+    if found is None:
+        raise KernelError(f"{path} is damaged; install the program again")
+    return found
+
+
+def compile_into(
+    cache: Path, target: Target, units: Seq[Unit], *, tune: bool = False, progress: Progress | None = None
+) -> dict[Unit, KernelObject]:
+    """Compile units for a target into a folder, where each file appears whole or not at all.
 
     With `tune`, which is for the host only, the shapes of tiles are measured, else they follow a rule.
     Errors: KernelError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    objects.remove_abandoned(path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=objects.WORK_PREFIX) as folder:
-        out = Path(folder) / "kernels.o"
-        # -P: not from the working directory, which may hold another edgellm
-        command = [sys.executable, "-P", "-m", "edgellm.kernels.compile", str(out), target.to_json()]
-        with (
-            (Path(folder) / "errors").open("w+") as errors,
-            subprocess.Popen(
-                [*command, "tune"] if tune else command, stdout=subprocess.PIPE, stderr=errors, text=True
-            ) as child,
-        ):
-            assert child.stdout is not None
-            for line in child.stdout:
-                counts, _, name = line.strip().partition(" ")
-                done, _, total = counts.partition("/")
-                if progress is not None:
-                    progress(int(done), int(total), name)
-            if child.wait():
-                errors.seek(0)
-                last = errors.read().strip().splitlines()[-1:] or ["no message"]
-                version = objects.numba_version()
-                raise KernelError(f"compiling the kernels failed: {last[0]}; numba {version} on {target.cpu}")
-        made = objects.read(out)
-        if made is None:
-            raise KernelError(f"the compiled kernels in {path.parent} read back damaged; is the disk full or broken?")
-        out.replace(path)
+    cache.mkdir(parents=True, exist_ok=True)
+    objects.remove_abandoned(cache)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=objects.WORK_PREFIX) as work:
+        folder = Path(work)
+        _run_compiler(folder, target, units, tune, progress)
+        if tune:
+            target = from_json((folder / "tuned.json").read_bytes())
+        made = {}
+        for unit in units:
+            found = objects.read(folder / f"{unit.name}.o")
+            if found is None:
+                raise KernelError(f"the compiled kernels in {cache} read back damaged; is the disk full or broken?")
+            (folder / f"{unit.name}.o").replace(cache / objects.name_of(unit, target))
+            made[unit] = found
+        if tune:  # last: who reads it finds the kernels that it names
+            objects.write_checked(cache / objects.tuned_name(replace(target, measured=None)), target.to_json().encode())
         return made
+
+
+def _run_compiler(folder: Path, target: Target, units: Seq[Unit], tune: bool, progress: Progress | None) -> None:
+    """Let a child process leave <unit>.o of all units in a folder, and tuned.json where it is to tune."""
+    named = json.dumps([[unit.name, str(unit.source)] for unit in units])
+    # -P: not from the working directory, which may hold another edgellm
+    command = [sys.executable, "-P", "-m", "edgellm.kernels.compile", str(folder), target.to_json(), named]
+    with (
+        (folder / "errors").open("w+") as errors,
+        subprocess.Popen(
+            [*command, "tune"] if tune else command, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as child,
+    ):
+        assert child.stdout is not None
+        for line in child.stdout:
+            counts, _, name = line.strip().partition(" ")
+            done, _, total = counts.partition("/")
+            if progress is not None:
+                progress(int(done), int(total), name)
+        if child.wait():
+            errors.seek(0)
+            last = errors.read().strip().splitlines()[-1:] or ["no message"]
+            version = objects.numba_version()
+            raise KernelError(f"compiling the kernels failed: {last[0]}; numba {version} on {target.cpu}")

@@ -1,38 +1,46 @@
-"""Compiled kernels as files, in a cache or shipped with a program.
+"""Compiled units as files, in a cache or shipped with a program.
 
-    kernels-<instruction set>-<identity>.o    SHA-256 of what follows, 32 bytes | target, a line of JSON | object file
+    <unit>-<instruction set>-<identity>.o     SHA-256 of what follows, 32 bytes | a line of JSON | object file
+    tuned-<identity>.json                     SHA-256 | a Target with what was measured on this processor
 
-The identity names all that the code depends on, so a file is never stale, and its checksum says whether it is whole.
+The line says the target and the names that the object exports. The identity names all that the code depends on, so a
+file is never stale, and its checksum says whether it is whole.
 """
 
 import hashlib
+import json
 import os
 import shutil
+import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 from edgellm.kernels.targets import Target, from_json
+from edgellm.kernels.units import Unit, core_sources
 
 DIGEST_BYTES = 32
 IDENTITY_DIGITS = 32
 WORK_PREFIX = "compiling-"  # of the folders that compilers work in
+SOURCES = "sources.json"
 ABANDONED_AFTER = 3600  # seconds; a compiler takes some 20
 
 
 class KernelObject(NamedTuple):
-    """Kernels of a target, which says how they were tuned, as an object file of the platform."""
+    """A unit's kernels of a target, which says how they were tuned, as an object file of the platform."""
 
     target: Target
+    names: tuple[str, ...]
     code: bytes
 
 
-def name_of(target: Target) -> str:
-    """The file name of the kernels for a target."""
-    return f"kernels-{target.isa}-{identity(target)}.o"
+def name_of(unit: Unit, target: Target) -> str:
+    """The file name of a unit's kernels for a target."""
+    return f"{unit.name}-{target.isa}-{identity(target, unit)}.o"
 
 
 def read(path: Path) -> KernelObject | None:
@@ -40,13 +48,25 @@ def read(path: Path) -> KernelObject | None:
     content = read_checked(path)
     if content is None:
         return None
-    target, _, code = content.partition(b"\n")
-    return KernelObject(from_json(target), code)
+    line, _, code = content.partition(b"\n")
+    target, names = json.loads(line)
+    return KernelObject(from_json(target), tuple(names), code)
 
 
 def write(path: Path, kernels: KernelObject) -> None:
     """Errors: OSError."""
-    write_checked(path, kernels.target.to_json().encode() + b"\n" + kernels.code)
+    line = json.dumps([kernels.target.to_json(), kernels.names])
+    write_checked(path, line.encode() + b"\n" + kernels.code)
+
+
+def read_tuned(cache: Path, host: Target) -> Target | None:
+    """The host with what was measured on it, or None where that is not known."""
+    content = read_checked(cache / tuned_name(host))
+    return None if content is None else from_json(content)
+
+
+def tuned_name(host: Target) -> str:
+    return f"tuned-{identity(host)}.json"
 
 
 def read_checked(path: Path) -> bytes | None:
@@ -85,15 +105,44 @@ def numba_version() -> str | None:
         return None
 
 
-def identity(what: object) -> str:
-    """Names what a cached file depends on: every kernel source, the compilers, and `what` it is for."""
-    return hashlib.sha256(f"{what} {_sources()}".encode()).hexdigest()[:IDENTITY_DIGITS]
+def identity(what: object, unit: Unit | None = None) -> str:
+    """Names what a cached file depends on: the core's sources and the unit's, the compilers, and `what` it is for."""
+    own = "" if unit is None else _source(unit)
+    return hashlib.sha256(f"{what} {_core()} {own}".encode()).hexdigest()[:IDENTITY_DIGITS]
+
+
+def write_sources(folder: Path, units: Iterable[Unit]) -> None:
+    """Note beside prebuilt kernels what they were built from, for a program that carries neither sources nor Numba."""
+    known = {"core": _core()} | {unit.name: _source(unit) for unit in units}
+    (folder / SOURCES).write_text(json.dumps(known))
 
 
 @cache
-def _sources() -> str:
+def _core() -> str:
+    if is_frozen():
+        return _known_sources()["core"]
     digest = hashlib.sha256(f"numba {numba_version()} llvmlite {version('llvmlite')}".encode())
-    folder = Path(__file__).parent
-    for source in sorted(folder.rglob("*.py")):
-        digest.update(f"{source.relative_to(folder)}\0".encode() + source.read_bytes())
+    for source in core_sources():
+        digest.update(f"{source.relative_to(Path(__file__).parent)}\0".encode() + source.read_bytes())
     return digest.hexdigest()
+
+
+@cache
+def _source(unit: Unit) -> str:
+    return _known_sources()[unit.name] if is_frozen() else hashlib.sha256(unit.source.read_bytes()).hexdigest()
+
+
+@cache
+def _known_sources() -> dict[str, str]:
+    known: dict[str, str] = json.loads((prebuilt_folder() / SOURCES).read_text())
+    return known
+
+
+def is_frozen() -> bool:
+    """Whether this is a standalone program, without sources and an interpreter to start."""
+    return hasattr(sys, "_MEIPASS")
+
+
+def prebuilt_folder() -> Path:
+    """Where a program that carries kernels has them; the folder need not be there."""
+    return Path(getattr(sys, "_MEIPASS", Path(__file__).parent), "prebuilt")

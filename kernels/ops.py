@@ -73,12 +73,12 @@ STEP = Record(
 WEIGHT_HEAD = ("product", "row")
 
 # Keys and values of a layer. A sequence's table is int32 [table_stride], the block of each KV_BLOCK tokens; the layer
-# begins `offset` bytes into a block, a head `head_stride` bytes behind the one before. Kernels of the format:
-#     score(cache, queries, count, keys, more_keys, scratch, out)            out float32 [count][CHUNK], of one block,
-#                                                                           or two for up to `paired` queries
-#     values(cache, weights, count, block, ahead, pairs, scratch, out)       out float32 [count][RESULT_HEADER + E] +=
+# begins `offset` bytes into a block, a head `head_stride` bytes after the one before. Kernels of the format:
+#     score(cache, queries, count, keys, next_keys, scratch, out)        out float32 [count][CHUNK], of one block, or of
+#                                                                       the next as well for few queries
+#     values(cache, weights, count, block, ahead, pairs, scratch, out)   out float32 [count][RESULT_HEADER + E] +=
 CACHE = Record(
-    "blocks", "tables", "table_stride", "block_stride", "offset", "head_stride", "head_size", "score", "values", "paired",
+    "blocks", "tables", "table_stride", "block_stride", "offset", "head_stride", "head_size", "score", "values",
 )  # fmt: skip
 
 # A layer's state of a fixed size: of sequence s, which comes from the slot table[s][0] and goes to table[s][1] (int32
@@ -112,8 +112,8 @@ EPILOGUES = {
     "add": Record("out", "stride"),  # out f32 [.][stride] += y
     "swiglu": Record("out_codes", "out_meta", "stride"),  # out = quantized(silu(y) * second)
     "query": Record("out", "stride", "rope", "head_size", "scale"),  # out = rope(y) * scale, as the KV format wants it
-    "key": Record("rope", "cache"),  # rope(y), into the cache
-    "value": Record("cache"),  # y, into the cache
+    "key": Record("rope", "state"),  # rope(y), into the cache
+    "value": Record("state"),  # y, into the cache
 }
 
 # out = quantized(softmax(q keys) values); partial results go through `partials` when positions are split. With a

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import CHUNK
+from edgellm.kernels.panels import BLOCK
 
 Array = NDArray[Any]
 

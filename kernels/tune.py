@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.kernels.jit import Entry, Library
-from edgellm.kernels.layouts import BLOCK
-from edgellm.kernels.ops import CHUNK, INT4, INT4_ASYM, KV_BLOCK, META_WORDS, QUERY_STRIDE
+from edgellm.kernels.ops import CHUNK, KV_BLOCK, META_WORDS, QUERY_STRIDE
+from edgellm.kernels.panels import BLOCK
+from edgellm.kernels.quants.int4 import Int4
+from edgellm.kernels.quants.int4_asym import Int4Asym
+from edgellm.kernels.quants.quant import Quant
 from edgellm.kernels.targets import Choice, Target, Tile
 
-LAYOUTS = (INT4, INT4_ASYM)
+QUANTS = (Int4(32), Int4Asym(32))
 ROWS = 48  # a multiple of every tile's height
 INPUTS = (576, 2048)  # of a row: as in SmolLM2-135M and Llama-3.2-1B
 QUERIES, HEAD_SIZE = 8, 64
@@ -41,8 +44,8 @@ def bf16_ways(target: Target) -> tuple[bool, ...]:
     return (target.rule.fast_bf16, not target.rule.fast_bf16) if target.has("avx512bf16") else ()
 
 
-def product_name(layout: int, tile: Tile) -> str:
-    return f"product_{layout}_{tile.halves}x{tile.tokens}"
+def product_name(quant: Quant, tile: Tile) -> str:
+    return f"product_{quant.unit}_{tile.halves}x{tile.tokens}"
 
 
 def attend_name(fast_bf16: bool) -> str:
@@ -51,12 +54,12 @@ def attend_name(fast_bf16: bool) -> str:
 
 def choose(target: Target, probes: Library) -> Choice:
     """The fastest of the ways that `cpu.probes` has compiled."""
-    tile = _fastest([product_times(probes, layout, tiles(target), inputs) for layout in LAYOUTS for inputs in INPUTS])
+    tile = _fastest([product_times(probes, quant, tiles(target), inputs) for quant in QUANTS for inputs in INPUTS])
     ways = bf16_ways(target)
     return Choice(tile, _fastest([attend_times(probes, ways)]) if ways else False)
 
 
-def product_times(probes: Library, layout: int, shapes: tuple[Tile, ...], inputs: int) -> dict[Tile, float]:
+def product_times(probes: Library, quant: Quant, shapes: tuple[Tile, ...], inputs: int) -> dict[Tile, float]:
     """Seconds that ROWS rows of so many inputs take with each shape."""
     blocks = inputs // BLOCK
     weights = _floats(blocks * (BLOCK * 16 + 64 + 64) // 4)
@@ -65,7 +68,7 @@ def product_times(probes: Library, layout: int, shapes: tuple[Tile, ...], inputs
     def call(entry: Entry) -> Call:
         return lambda repeats: entry(weights.ctypes.data, rows.ctypes.data, blocks, repeats)
 
-    return _times({shape: call(probes.entry(product_name(layout, shape))) for shape in shapes})
+    return _times({shape: call(probes.entry(product_name(quant, shape))) for shape in shapes})
 
 
 def attend_times(probes: Library, ways: tuple[bool, ...]) -> dict[bool, float]:

@@ -21,8 +21,8 @@ ALLOWED = {
         "edgellm.tokenizer", "edgellm.template",
     },
     "edgellm.converters": {
-        "edgellm.kernels.layouts", "edgellm.packed", "edgellm.packed_format", "edgellm.packed_header",
-        "edgellm.packed_writer", "edgellm.config", "edgellm.errors", "edgellm.tokenizer",
+        "edgellm.kernels.layouts", "edgellm.packed", "edgellm.packed.format", "edgellm.packed.header",
+        "edgellm.packed.write", "edgellm.config", "edgellm.errors", "edgellm.tokenizer",
     },
 }  # fmt: skip
 

@@ -15,11 +15,12 @@ from edgellm.apps.progress import bar
 from edgellm.apps.tables import size, write_facts, write_table
 from edgellm.apps.terminal import write_json
 from edgellm.errors import OptionError
+from edgellm.inspect import bandwidth
+from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.kernels.targets import ISAS
-from edgellm.memory.kv import kv_bytes_per_token
-from edgellm.model import bandwidth
-from edgellm.packed_header import PackedHeader, open_header
+from edgellm.memory.state import paged_layout
+from edgellm.packed.header import PackedHeader, open_header
 from edgellm.threads import available_processors
 
 
@@ -54,9 +55,9 @@ def main(args: Namespace) -> int:
     if args.engine:
         return _engine(path, args)
     header, context = open_header(path), args.prompt + args.generate
-    if context > header.config.context:
+    if context > header.network.context:
         raise OptionError(
-            f"--prompt {args.prompt} and --generate {args.generate} are more than the {header.config.context} tokens "
+            f"--prompt {args.prompt} and --generate {args.generate} are more than the {header.network.context} tokens "
             f"that {args.model} takes; ask for less"
         )
     facts, peers = _measure(path, header, args)
@@ -88,7 +89,7 @@ def _measure(path: Path, header: PackedHeader, args: Namespace) -> tuple[dict[st
     context = args.prompt + args.generate
     if args.kv_memory is None:  # that of the text measured: what prefixes would keep is not its cost
         blocks = -(-context // KV_BLOCK)
-        args.kv_memory = blocks * KV_BLOCK * kv_bytes_per_token(header.config, args.kv_cache_dtype)
+        args.kv_memory = blocks * KV_BLOCK * paged_layout(header.network, kv_formats()[args.kv_cache_dtype]).token_bytes
     with load(path, args, context=context, isa=args.isa) as model:
         course = Course(model, args.prompt, args.generate)
         with bar("measuring") as progress:
@@ -105,7 +106,7 @@ def _measure(path: Path, header: PackedHeader, args: Namespace) -> tuple[dict[st
     readable = bandwidth.measure(load_kernels(args.isa), threads, available_processors().count)
     facts = {
         "model": name,
-        "layout": "+".join(header.layout_names),
+        "layout": "+".join(header.quant_names),
         "isa": isa,
         "kv_cache_dtype": args.kv_cache_dtype,
         "threads": threads,

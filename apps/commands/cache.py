@@ -11,9 +11,9 @@ from edgellm.apps.tables import size, write_table
 from edgellm.apps.terminal import write_json
 from edgellm.engine.identity import identity
 from edgellm.errors import EdgeLLMError
+from edgellm.kernels.kv_formats import kv_formats
 from edgellm.memory.disk.folder import ModelUsage, clear_folder, describe_folder
-from edgellm.memory.kv import KV_DTYPES
-from edgellm.packed import open_packed
+from edgellm.packed.read import open_packed
 from edgellm.store import Store
 
 ACTIONS = {
@@ -90,7 +90,7 @@ def _model_names() -> dict[bytes, str]:
             packed = open_packed(store.path(name))
         except EdgeLLMError:
             continue  # `edgellm models` tells what is wrong with it
-        names |= {identity(packed, dtype): f"{name} ({dtype})" for dtype in KV_DTYPES}
+        names |= {identity(packed, kv_format): f"{name} ({dtype})" for dtype, kv_format in kv_formats().items()}
         packed.close()
     return names
 

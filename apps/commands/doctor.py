@@ -13,9 +13,9 @@ from edgellm.apps.loading import load_kernels
 from edgellm.apps.options import add_json
 from edgellm.apps.tables import size, write_facts
 from edgellm.apps.terminal import write_json
+from edgellm.inspect import bandwidth
 from edgellm.kernels import jit
 from edgellm.kernels.targets import host_target
-from edgellm.model import bandwidth
 from edgellm.store import Store, cache_folder
 from edgellm.threads import available_processors
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from edgellm.apps.report import write_report
 from edgellm.apps.tables import scaled, size, write_facts, write_table
 from edgellm.apps.terminal import one_line, write_json
-from edgellm.packed_header import PackedHeader, open_header
+from edgellm.packed.header import PackedHeader, open_header
 from edgellm.store import Store, StoredModel
 
 COLUMNS: dict[str, Literal["left", "right"]] = {
@@ -67,9 +67,9 @@ def _row(model: StoredModel) -> list[str]:
     header = model.header
     return [
         model.name,
-        header.config.architecture,
+        header.network.family,
         scaled(header.num_parameters, ("", "k", "M", "G")),
-        "+".join(header.layout_names),
+        "+".join(header.quant_names),
         f"{header.bits_per_weight:.2f}",
         size(header.nbytes),
         header.provenance.get("license", "unknown"),
@@ -79,9 +79,9 @@ def _row(model: StoredModel) -> list[str]:
 def _facts(header: PackedHeader) -> dict[str, Any]:
     return {
         "path": str(header.path),
-        "architecture": header.config.architecture,
+        "architecture": header.network.family,
         "parameters": header.num_parameters,
-        "layout": "+".join(header.layout_names),
+        "layout": "+".join(header.quant_names),
         "bits_per_weight": header.bits_per_weight,
         "bytes": header.nbytes,
         "license": header.provenance.get("license", "unknown"),
@@ -95,7 +95,7 @@ def _show(store: Store, name: str, *, as_json: bool) -> None:
         write_json(
             facts
             | {
-                "config": header.config.to_json(),
+                "config": dict(header.network.config),
                 "provenance": header.provenance,
                 "report": header.report,
                 "chat_template": header.chat_template,
@@ -104,7 +104,7 @@ def _show(store: Store, name: str, *, as_json: bool) -> None:
         return
     facts |= {"parameters": f"{facts['parameters']:,}", "bytes": f"{facts['bytes']:,}"}
     facts |= {"bits_per_weight": f"{facts['bits_per_weight']:.3f}"}
-    config = {key: value for key, value in header.config.to_json().items() if key != "architecture"}
+    config = {key: value for key, value in header.network.config.items() if key != "architecture"}
     provenance = {key: value for key, value in header.provenance.items() if key not in ("name", "license")}
     write_facts(facts | config | provenance | {"chat_template": "yes" if header.chat_template else "no"})
     write_report(header.report)

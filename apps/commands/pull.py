@@ -9,7 +9,7 @@ from edgellm.apps.pull import pull
 from edgellm.apps.tables import size
 from edgellm.apps.terminal import note
 from edgellm.catalogue import CATALOGUE
-from edgellm.packed_header import open_header
+from edgellm.packed.header import open_header
 from edgellm.store import SUFFIX, Store
 
 
@@ -24,7 +24,7 @@ def main(args: Namespace) -> int:
     with byte_bar() as progress:
         path = pull(args.spec, name=args.name, layout=args.layout, store=Store(), progress=progress)
     header, name = open_header(path), path.name.removesuffix(SUFFIX)
-    layout = "+".join(header.layout_names)
+    layout = "+".join(header.quant_names)
     sys.stdout.write(f"{name}: {layout}, {header.bits_per_weight:.2f} bits per weight, {size(header.nbytes)}\n")
     note(f"talk to it: edgellm chat {name}")
     return 0

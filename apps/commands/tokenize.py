@@ -8,7 +8,7 @@ from edgellm.apps.options import MODEL_HELP, add_json
 from edgellm.apps.terminal import read_stdin, write_json
 from edgellm.converters.gguf_reader import open_gguf
 from edgellm.load import GGUF_MAGIC, find_model
-from edgellm.packed_header import open_header
+from edgellm.packed.header import open_header
 from edgellm.store import Store
 from edgellm.tokenizer import Vocabulary, open_tokenizer
 

@@ -50,7 +50,7 @@ class Bench:
 
     def prompt(self, num_tokens: int) -> list[int]:
         """Random tokens."""
-        return [self.draw.randrange(self.model.config.vocabulary) for _ in range(num_tokens)]
+        return [self.draw.randrange(self.model.network.vocabulary) for _ in range(num_tokens)]
 
     def first_token_seconds(self, prompt: Sequence[int], model: Model | None = None) -> float:
         model = model or self.model

@@ -7,18 +7,21 @@ tokens while they are the same: for a proposal without chance, that is what reje
 import time
 from collections.abc import Sequence as Seq
 
+from edgellm.backends.cpu.runner import Rows, Runner
+from edgellm.backends.cpu.team import Team
 from edgellm.engine.params import SamplingParams
 from edgellm.engine.sampler import Sampler
 from edgellm.engine.speculate import MAX_MATCH, common_prefix
 from edgellm.errors import OptionError
 from edgellm.kernels.jit import Library
+from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVCache, Sequence
-from edgellm.model.step import Rows, Stepper
-from edgellm.model.team import Team
-from edgellm.packed import PackedModel
+from edgellm.memory.state import paged_layout
+from edgellm.packed.read import PackedModel
 from edgellm.tokenizer import Vocabulary
 
+DRAFT_KV_CACHE_DTYPE = "bf16"
 STEP_ROWS = 256  # tokens of a prompt computed in one step
 RATE = 0.2  # of the last step's time that goes into the time of a token
 FIRST_SECONDS = 1e-3  # of a token, before one is measured
@@ -32,12 +35,13 @@ class DraftModel:
 
     def __init__(self, packed: PackedModel, library: Library, team: Team, *, context: int) -> None:
         self.seconds = FIRST_SECONDS
-        self._packed, self._context = packed, min(context, packed.config.context)
-        cache = KVCache(packed.config, -(-self._context // KV_BLOCK))
+        self._packed, self._context = packed, min(context, packed.network.context)
+        layout = paged_layout(packed.network, kv_formats()[DRAFT_KV_CACHE_DTYPE])
+        cache = KVCache(layout, -(-self._context // KV_BLOCK))
         rows = min(STEP_ROWS, self._context)
-        self._stepper = Stepper(library, team, packed, cache, context=self._context, max_rows=rows, max_logit_rows=1)
+        self._runner = Runner(library, team, packed, cache, context=self._context, max_rows=rows, max_logit_rows=1)
         self._sequence = Sequence(cache)
-        self._sampler = Sampler(SamplingParams(), packed.config.vocabulary, [])
+        self._sampler = Sampler(SamplingParams(), packed.network.vocabulary, [])
         self._tokens: list[int] = []  # whose keys and values the sequence holds
 
     def propose(self, text: Seq[int], limit: int) -> list[int]:
@@ -53,7 +57,7 @@ class DraftModel:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._stepper.close()
+        self._runner.close()
         self._packed.close()
 
     def _follow(self, text: Seq[int]) -> None:
@@ -62,12 +66,12 @@ class DraftModel:
         self._sequence.truncate(kept)
         del self._tokens[kept:]
         while len(self._tokens) < len(text) - 1:
-            self._step(list(text[len(self._tokens) : len(text) - 1][: self._stepper.max_rows]), wanted=False)
+            self._step(list(text[len(self._tokens) : len(text) - 1][: self._runner.max_rows]), wanted=False)
 
     def _step(self, tokens: list[int], *, wanted: bool) -> int:
         self._sequence.reserve(self._sequence.length + len(tokens))
         logits, samplers = ([len(tokens) - 1], self._sampler.addresses()) if wanted else ([], [])
-        self._stepper.run([Rows(self._sequence, tokens, logits, samplers)])
+        self._runner.run([Rows(self._sequence, tokens, logits, samplers)])
         self._tokens += tokens
         return self._sampler.accept()[0] if wanted else -1
 

@@ -14,16 +14,17 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from edgellm.backends.cpu.runner import Rows, Runner
+from edgellm.backends.cpu.team import Team
 from edgellm.engine.planner import MAX_DRAFT_ROWS, Planner
 from edgellm.engine.request import Piece, Request
 from edgellm.engine.speculate import CostModel, IndexedText, SessionTexts
 from edgellm.errors import ClosedError, EdgeLLMError
+from edgellm.inspect.probe import Observation, run_watched
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVCache, Sequence
 from edgellm.memory.prefix import PrefixCache
-from edgellm.model.probe import Observation, run_watched
-from edgellm.model.step import Rows, Stepper
-from edgellm.model.team import Team
+from edgellm.runtime.graph import Mark
 
 COSTS_DEPTH = 1024  # tokens behind which steps are measured
 MEASUREMENTS, MEASURED_SECONDS = 6, 0.03  # of a step, at most
@@ -33,10 +34,10 @@ OBSERVED = 8  # of so many steps of one row the time of one is learned from: tha
 class Engine:
     """Runs the requests of one model. For any number of threads."""
 
-    def __init__(self, stepper: Stepper, team: Team, cache: KVCache, prefixes: PrefixCache, *, context: int) -> None:
+    def __init__(self, runner: Runner, team: Team, cache: KVCache, prefixes: PrefixCache, *, context: int) -> None:
         self.session = SessionTexts()
         self.prefixes, self.leaves_a_processor = prefixes, team.leaves_a_processor
-        self._stepper, self._team, self._cache, self._context = stepper, team, cache, context
+        self._runner, self._team, self._cache, self._context = runner, team, cache, context
         # Not reentrant: a stream may be collected, and closed, while this very thread holds it
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, "edgellm-masks")  # which starts its thread when there is something to write
@@ -46,7 +47,7 @@ class Engine:
         depth = max(1, min(COSTS_DEPTH, context - MAX_DRAFT_ROWS))
         self.costs = CostModel(self._measure, depth=depth)
         self._planner = Planner(
-            cache, prefixes, context=context, max_rows=stepper.max_rows, max_logit_rows=stepper.max_logit_rows,
+            cache, prefixes, context=context, max_rows=runner.max_rows, max_logit_rows=runner.max_logit_rows,
             measured_tokens=depth + MAX_DRAFT_ROWS,
         )  # fmt: skip
         weakref.finalize(self, team.close)  # an engine that nobody closed must not leave threads behind
@@ -96,8 +97,8 @@ class Engine:
                 self._lock.release()
 
     @contextmanager
-    def alone(self) -> Iterator[Stepper]:
-        """The stepper for oneself, between two steps. Errors: ClosedError."""
+    def alone(self) -> Iterator[Runner]:
+        """The runner for oneself, between two steps. Errors: ClosedError."""
         self._check_process()
         drives = False
         try:
@@ -106,7 +107,7 @@ class Engine:
                     self._wait()
                 self._check_not_closed()
                 self._is_driven = drives = True
-            yield self._stepper
+            yield self._runner
         finally:
             if drives:
                 self._is_driven = False  # here, where no interrupt can come before
@@ -132,7 +133,7 @@ class Engine:
             self._tell()
             self._pool.shutdown()
             self._team.close()
-            self._stepper.close()
+            self._runner.close()
 
     @property
     def num_free_blocks(self) -> int:
@@ -173,12 +174,12 @@ class Engine:
         batch, probes = [rows for _, rows in work], [request.probe for request, _ in work]
         written = [request for request, _ in work if request.masks is not None and request.masks.start(self._pool)]
         if not any(probes):
-            stops = {self._stepper.sampling_begin: lambda: _finish_masks(written)} if written else None
-            self._stepper.run(batch, stops=stops)
+            watch = {Mark("sample"): lambda: _finish_masks(written)} if written else None
+            self._runner.run(batch, watch=watch)
             self._score(work)
             return {}
         _finish_masks(written)
-        seen = run_watched(self._stepper, batch, probes)
+        seen = run_watched(self._runner, batch, probes)
         self._score(work)
         return {request: found for (request, _), found in zip(work, seen, strict=True) if found is not None}
 
@@ -187,7 +188,7 @@ class Engine:
         at = 0
         for request, rows in work:
             if not request.reads_cache:
-                request.score(self._stepper.logits[at : at + len(rows.logits)])
+                request.score(self._runner.logits[at : at + len(rows.logits)])
             at += len(rows.logits)
 
     def _take(self, request: Request, rows: Rows, seconds: float, seen: Observation | None) -> None:
@@ -258,7 +259,7 @@ class Engine:
     def _measure(self, rows: int, depth: int) -> float:
         """Seconds of a step of `rows` rows behind `depth` tokens, whatever they are: the least of a few."""
         sequence = Sequence(self._cache)
-        rows = min(rows, self._stepper.max_rows)
+        rows = min(rows, self._runner.max_rows)
         depth = min(depth, self._context - rows)
         found: list[float] = []
         try:
@@ -266,7 +267,7 @@ class Engine:
             while len(found) < 2 or (len(found) < MEASUREMENTS and sum(found) < MEASURED_SECONDS):  # one warms up
                 sequence.length = depth
                 begin = time.perf_counter()
-                self._stepper.run([Rows(sequence, [0] * rows, range(rows))])
+                self._runner.run([Rows(sequence, [0] * rows, range(rows))])
                 found.append(time.perf_counter() - begin)
         finally:
             sequence.truncate(0)

@@ -4,7 +4,6 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from edgellm.config import ModelConfig
 from edgellm.engine.constrain import Constrainer
 from edgellm.engine.draft import DraftModel, DraftProposer
 from edgellm.engine.engine import Engine
@@ -14,7 +13,8 @@ from edgellm.engine.request import Request
 from edgellm.engine.sampler import Sampler
 from edgellm.engine.speculate import Controller, LookupProposer, Proposer
 from edgellm.errors import ContextLengthError, OptionError
-from edgellm.model.probe import Probe
+from edgellm.families.network import Network
+from edgellm.inspect.probe import Probe
 from edgellm.tokenizer import Tokenizer
 
 
@@ -22,9 +22,9 @@ class RequestFactory:
     """Makes the requests of one model. For any number of threads."""
 
     def __init__(
-        self, config: ModelConfig, tokenizer: Tokenizer, engine: Engine, *, context: int, draft: DraftModel | None
+        self, network: Network, tokenizer: Tokenizer, engine: Engine, *, context: int, draft: DraftModel | None
     ) -> None:
-        self._config, self._tokenizer, self._engine = config, tokenizer, engine
+        self._network, self._tokenizer, self._engine = network, tokenizer, engine
         self._context, self._draft = context, draft
         self._constrainer = Constrainer(tokenizer)
 
@@ -33,12 +33,12 @@ class RequestFactory:
         self.check_prompt(prompt)
         self.check_room(len(prompt), params)
         if probe is not None:
-            probe.check(self._config)
+            probe.check(self._network)
         breakers = self._breakers(params.dry_sequence_breakers) if params.dry_multiplier else []
         matcher = self._constrainer.matcher(params.constraint, prompt[-1]) if params.constraint else None
         beside = self._engine.leaves_a_processor
         return Request(
-            prompt, params, Sampler(params, self._config.vocabulary, prompt, breakers), self._tokenizer,
+            prompt, params, Sampler(params, self._network.vocabulary, prompt, breakers), self._tokenizer,
             context=self._context,
             controller=Controller(self._proposers(), self._engine.costs, params.speculation),
             matcher=matcher, masks=Masks(matcher, self._tokenizer.vocabulary_size, beside=beside) if matcher else None,
@@ -49,7 +49,7 @@ class RequestFactory:
         """Errors: OptionError for no tokens, and for what is none."""
         if not ids:
             raise OptionError("the prompt is empty; give at least one token")
-        vocabulary = self._config.vocabulary
+        vocabulary = self._network.vocabulary
         bad = [token for token in ids if not isinstance(token, int | np.integer) or not 0 <= token < vocabulary]
         if bad:
             raise OptionError(f"token {bad[0]!r} is not an id of the vocabulary, 0..{vocabulary - 1}")
@@ -61,8 +61,8 @@ class RequestFactory:
             fits = fits and num_prompt_tokens + (params.max_tokens or 1) <= self._context + 1
         if not fits and params.context_policy != "shift":
             remedy = "shorten the prompt, ask for fewer max_tokens, choose another context_policy"
-            if self._context < self._config.context:
-                remedy += f", or load the model with a larger context (up to {self._config.context})"
+            if self._context < self._network.context:
+                remedy += f", or load the model with a larger context (up to {self._network.context})"
             wanted = params.max_tokens if params.context_policy == "error" else None
             raise ContextLengthError(num_prompt_tokens, self._context, remedy, num_wanted_tokens=wanted)
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.config import ModelConfig
+from edgellm.backends.cpu.runner import Rows, Runner
+from edgellm.backends.cpu.team import Team
 from edgellm.engine.draft import DraftModel, check_vocabularies
 from edgellm.engine.engine import Engine
 from edgellm.engine.explain import explain
@@ -22,16 +23,16 @@ from edgellm.engine.params import SamplingParams
 from edgellm.engine.sizes import MAX_LOGIT_ROWS, num_blocks, step_rows
 from edgellm.engine.stream import Stream
 from edgellm.errors import OptionError, TemplateError
+from edgellm.families.network import Network
+from edgellm.inspect.probe import Probe
+from edgellm.inspect.profile import OperationProfile, profile
 from edgellm.kernels.jit import Library
-from edgellm.kernels.ops import KV_BLOCK
+from edgellm.kernels.kv_formats import kv_formats
 from edgellm.memory.disk.store import BlockStore
-from edgellm.memory.kv import KVCache, KVDtype, Sequence, kv_bytes_per_token
+from edgellm.memory.kv import KVCache, Sequence
 from edgellm.memory.prefix import CacheReport, PrefixCache
-from edgellm.model.probe import Probe
-from edgellm.model.profile import OperationProfile, profile
-from edgellm.model.step import Rows, Stepper
-from edgellm.model.team import Team
-from edgellm.packed import PackedModel
+from edgellm.memory.state import paged_layout
+from edgellm.packed.read import PackedModel
 from edgellm.tokenizer import Tokenizer, Vocabulary, open_tokenizer
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Model:
 
     def __init__(
         self, packed: PackedModel, library: Library, *,
-        context: int, threads: int, processors: int, kv_cache_dtype: KVDtype = "bf16", kv_memory: int | None = None,
+        context: int, threads: int, processors: int, kv_cache_dtype: str = "bf16", kv_memory: int | None = None,
         draft: PackedModel | None = None, prefix_cache: Path | None = None, prefix_cache_bytes: int = 4 << 30,
     ) -> None:  # fmt: skip
         """`context` tokens at most, on `threads` threads where `processors` are available.
@@ -51,7 +52,7 @@ class Model:
         Errors: OptionError for KV memory that is too small, or a draft model with another vocabulary.
         """
         self.name: str = str(packed.provenance.get("name") or packed.path.stem)
-        self.config: ModelConfig = packed.config
+        self.network: Network = packed.network
         self.context, self.threads = context, threads
         self.isa = library.target.isa
         self.packed = packed
@@ -59,23 +60,23 @@ class Model:
         self.tokenizer: Tokenizer = open_tokenizer(vocabulary)
         if draft is not None:
             check_vocabularies(vocabulary, Vocabulary.from_bytes(draft.vocabulary), draft.path.stem)
-        block_bytes = KV_BLOCK * kv_bytes_per_token(packed.config, kv_cache_dtype)
-        self._cache = KVCache(packed.config, num_blocks(context, block_bytes, kv_memory), kv_cache_dtype)
-        named = identity(packed, kv_cache_dtype)
+        layout = paged_layout(packed.network, kv_formats()[kv_cache_dtype])
+        self._cache = KVCache(layout, num_blocks(context, layout.block_bytes, kv_memory))
+        named = identity(packed, layout.kv_format)
         self._store: BlockStore | None = None
         if prefix_cache is not None:  # before there are threads, which a folder of no use must not leave behind
-            size = self._cache.block_stride
+            size = layout.block_bytes
             self._store = BlockStore(prefix_cache, model=named, block_bytes=size, budget_bytes=prefix_cache_bytes)
         team = Team(library, threads, processors)
-        stepper = Stepper(
+        runner = Runner(
             library, team, packed, self._cache,
             context=context, max_rows=min(step_rows(packed.nbytes), context), max_logit_rows=MAX_LOGIT_ROWS,
         )  # fmt: skip
-        self.max_rows = stepper.max_rows
+        self.max_rows = runner.max_rows
         prefixes = PrefixCache(self._cache, model=named, store=self._store)
-        self.engine = Engine(stepper, team, self._cache, prefixes, context=context)
+        self.engine = Engine(runner, team, self._cache, prefixes, context=context)
         self._draft = None if draft is None else DraftModel(draft, library, team, context=context)
-        self._factory = RequestFactory(packed.config, self.tokenizer, self.engine, context=context, draft=self._draft)
+        self._factory = RequestFactory(packed.network, self.tokenizer, self.engine, context=context, draft=self._draft)
 
     # What the model says
 
@@ -147,15 +148,15 @@ class Model:
         self._factory.check_prompt(ids)
         self._factory.check_room(len(ids), SamplingParams(context_policy="stop"))
         sequence = Sequence(self._cache)
-        result = np.empty((len(ids), self.config.vocabulary), np.float32)
-        with self.engine.alone() as stepper:
+        result = np.empty((len(ids), self.network.vocabulary), np.float32)
+        with self.engine.alone() as runner:
             try:
                 sequence.reserve(len(ids))
-                size = min(MAX_LOGIT_ROWS, stepper.max_rows)
+                size = min(MAX_LOGIT_ROWS, runner.max_rows)
                 for first in range(0, len(ids), size):
                     tokens = ids[first : first + size]
-                    stepper.run([Rows(sequence, tokens, range(len(tokens)))])
-                    result[first : first + len(tokens)] = stepper.logits
+                    runner.run([Rows(sequence, tokens, range(len(tokens)))])
+                    result[first : first + len(tokens)] = runner.logits
             finally:
                 sequence.truncate(0)
         return result
@@ -163,11 +164,11 @@ class Model:
     def unembed(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits [R][V] that the last norm and the head make of hidden states [R][D] of a Probe: a logit lens."""
         rows = np.asarray(hidden, np.float32)
-        if rows.ndim != 2 or rows.shape[1] != self.config.width:
-            raise OptionError(f"hidden states of shape {rows.shape} are not [R][{self.config.width}]")
+        if rows.ndim != 2 or rows.shape[1] != self.network.width:
+            raise OptionError(f"hidden states of shape {rows.shape} are not [R][{self.network.width}]")
         parts = [rows[at : at + MAX_LOGIT_ROWS] for at in range(0, len(rows), MAX_LOGIT_ROWS)]
-        with self.engine.alone() as stepper:
-            return np.concatenate([stepper.unembed(part) for part in parts])
+        with self.engine.alone() as runner:
+            return np.concatenate([runner.unembed(part) for part in parts])
 
     # Text and tokens
 
@@ -216,8 +217,8 @@ class Model:
         """Where the time of a step of `rows` rows behind `depth` positions goes. Errors: ClosedError, OptionError."""
         if not 1 <= rows <= self.max_rows or not 0 <= depth <= self.context - rows:
             raise OptionError(f"a profile of {rows} rows at depth {depth} does not fit a context of {self.context}")
-        with self.engine.alone() as stepper:
-            return profile(stepper, self.packed, self._cache, rows, depth)
+        with self.engine.alone() as runner:
+            return profile(runner, self.packed, rows, depth)
 
     def explain(self, report: CacheReport) -> str:
         """In words, how much of a prompt the prefix cache knew, and why not more."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence as Seq
 
+from edgellm.backends.cpu.runner import Rows
 from edgellm.engine.request import Request
 from edgellm.engine.scheduler import in_turn, share, should_wait
 from edgellm.errors import EdgeLLMError
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVCache, KVMemoryError
 from edgellm.memory.prefix import PrefixCache
-from edgellm.model.step import Rows
 
 MAX_RUNNING = 32  # requests in a step
 MAX_DRAFT_ROWS = 16  # rows of a step with drafts: beyond, a row costs as much as a step of its own

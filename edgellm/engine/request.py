@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.backends.cpu.runner import Rows
 from edgellm.engine.constrain import Matcher
 from edgellm.engine.logprobs import Logprobs, logprobs_of
 from edgellm.engine.masks import Masks
@@ -13,10 +14,9 @@ from edgellm.engine.params import SamplingParams
 from edgellm.engine.sampler import Sampler
 from edgellm.engine.speculate import Controller
 from edgellm.engine.stop import StopFinder
+from edgellm.inspect.probe import Observation, Probe
 from edgellm.memory.kv import KVMemoryError, Sequence
 from edgellm.memory.prefix import CacheReport
-from edgellm.model.probe import Observation, Probe
-from edgellm.model.step import Rows
 from edgellm.tokenizer import StreamDecoder, Tokenizer
 
 FIRST_DRAFT = 8  # tokens of an answer before steps are measured for drafts: a short one is not worth it

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.backends.cpu.lower import float_bits
 from edgellm.engine.logprobs import Logprobs
 from edgellm.engine.params import MAX_INT, SamplingParams
 from edgellm.errors import OptionError
 from edgellm.kernels import ops
 from edgellm.memory.buffers import address, elements
-from edgellm.model.program import float_bits
 
 WORD = {name: index for index, name in enumerate(ops.SAMPLER.names)}
 CHOSEN, DRAW, MASK, MU, NEXT_MU, TEXT, TEXT_COUNT = (

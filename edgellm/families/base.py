@@ -2,14 +2,16 @@
 
 from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.families.metadata import Metadata
 from edgellm.families.network import Network
-from edgellm.runtime.graph import GraphBuilder
+
+if TYPE_CHECKING:  # graphs name parts of networks
+    from edgellm.runtime.graph import GraphBuilder
 
 
 class Weights(Protocol):
@@ -38,7 +40,7 @@ class Family(Protocol):
     def network(self, config: Mapping[str, Any]) -> Network:
         """The network of a packed file's config."""
 
-    def build(self, network: Network, g: GraphBuilder) -> None:
+    def build(self, network: Network, g: "GraphBuilder") -> None:
         """Say what a step computes: calls in order, no arithmetic."""
 
     def reference(

@@ -13,7 +13,10 @@ MAX_DIMENSION = 1 << 24  # no sound model comes near; keeps every product of two
 
 @dataclass(frozen=True)
 class FamilyConfig:
-    """Fields are counts (int, or int | None), positive finite numbers (float), and bool. Errors: UnsupportedModelError."""
+    """Fields are counts (int, or int | None), positive finite numbers (float), and bool.
+
+    Errors: UnsupportedModelError.
+    """
 
     architecture: str
     layers: int  # L

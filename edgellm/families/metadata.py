@@ -22,7 +22,9 @@ class Metadata:
     def count(self, key: str, default: int | None = None) -> int:
         value = self._get(key, default)
         if isinstance(value, list):
-            raise UnsupportedModelError(f"{self._prefix}{key} differs from layer to layer, which this edgellm does not run")
+            raise UnsupportedModelError(
+                f"{self._prefix}{key} differs from layer to layer, which this edgellm does not run"
+            )
         if type(value) is not int:
             raise GGUFError(f"metadata {self._prefix}{key} is {value!r:.100}, not a whole number; get the file again")
         return value

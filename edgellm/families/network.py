@@ -10,7 +10,7 @@ Legend of shapes, used in every docstring of the project:
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from edgellm.errors import UnsupportedModelError
 
@@ -68,6 +68,7 @@ class Rope:
     theta: float
     size: int  # the first `size` entries of a head are rotated; even
     scale: float = 1.0  # linear position scaling: positions are divided by it
+    factors: str | None = None  # a tensor [size/2] by which frequencies are divided, where the file has it
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,16 @@ class GatedFFN:
         return None
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Two blocks, each behind an RMSNorm of its own; what they give is added to the residual stream."""
+Mixer = TypeVar("Mixer", bound=Block)
+FFN = TypeVar("FFN", bound=Block)
 
-    mixer: Block
-    ffn: Block
+
+@dataclass(frozen=True)
+class Layer(Generic[Mixer, FFN]):
+    """Two blocks, each after an RMSNorm of its own; what they give is added to the residual stream."""
+
+    mixer: Mixer
+    ffn: FFN
     norm_epsilon: float
 
     def tensors(self, width: int) -> Iterator[TensorSpec]:
@@ -151,7 +156,7 @@ class Network:
     context: int  # tokens the model was trained for
     tied_head: bool  # the output head is the embedding
     norm_epsilon: float  # of the norm before the head
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer[Any, Any], ...]
     optional_tensors: tuple[TensorSpec, ...] = ()
 
     def __post_init__(self) -> None:

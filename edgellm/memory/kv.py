@@ -1,6 +1,6 @@
 """The KV cache: blocks of KV_BLOCK tokens from one arena, and sequences made of them.
 
-    arena    uint8 [blocks][block_stride], a block as kernels/ops.py has it: [L][K][keys, values] in bf16 or INT8
+    arena    uint8 [blocks][block_bytes], a block as state.PagedLayout has it
 
 A block is one contiguous piece of all layers, so that it can be shared, counted and stored as a whole. It is
 
@@ -13,24 +13,14 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.config import ModelConfig
 from edgellm.errors import EdgeLLMError
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.buffers import CAN_COMMIT, address, aligned_zeros, commit
-
-KVDtype = Literal["bf16", "int8"]
-KV_DTYPES: tuple[KVDtype, ...] = get_args(KVDtype)
-
-
-def kv_bytes_per_token(config: ModelConfig, dtype: KVDtype) -> int:
-    """Bytes of keys and values that a token keeps in all layers; INT8 has a scale in bf16 for every 32 entries."""
-    bytes_of_32 = 64 if dtype == "bf16" else 34
-    return 2 * config.layers * config.kv_heads * (config.head_size // 32) * bytes_of_32
+from edgellm.memory.state import PagedLayout
 
 
 class KVMemoryError(EdgeLLMError):
@@ -40,14 +30,11 @@ class KVMemoryError(EdgeLLMError):
 class KVCache:
     """An arena of blocks and the books about them."""
 
-    def __init__(self, config: ModelConfig, num_blocks: int, dtype: KVDtype = "bf16") -> None:
-        self.dtype = dtype
-        self.block_stride = KV_BLOCK * kv_bytes_per_token(config, dtype)
-        self.layer_stride = self.block_stride // config.layers
-        self.head_stride = self.layer_stride // config.kv_heads
+    def __init__(self, layout: PagedLayout, num_blocks: int) -> None:
+        self.layout = layout
         self.num_blocks = num_blocks
         self.on_evict: Callable[[int], None] = lambda block: None  # told of a block that was known, and is free now
-        self._arena = aligned_zeros((num_blocks, self.block_stride), np.uint8)
+        self._arena = aligned_zeros((num_blocks, layout.block_bytes), np.uint8)
         self._free = deque(range(num_blocks))
         self._evictable: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._counts = [0] * num_blocks  # sequences that hold the block
@@ -68,7 +55,7 @@ class KVCache:
         return len(self._known)
 
     def block_view(self, block: int) -> NDArray[np.uint8]:
-        """The block's bytes themselves, uint8 [block_stride]."""
+        """The block's bytes themselves, uint8 [block_bytes]."""
         view: NDArray[np.uint8] = self._arena[block]
         return view
 

@@ -149,7 +149,7 @@ class PrefixCache:
     def _prepare(self) -> None:
         """Memory for what may be read from the disk, while nobody waits for it."""
         if self._store is not None and self._has_read:
-            self._cache.prepare(min(self._store.num_blocks, PREPARED // self._cache.block_stride))
+            self._cache.prepare(min(self._store.num_blocks, PREPARED // self._cache.layout.block_bytes))
         self._has_read = False
 
     def _last(self, sequence: Sequence) -> Node:

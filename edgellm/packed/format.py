@@ -4,45 +4,53 @@ A safetensors container (any reader of that format lists it):
 
     8 bytes     H, length of the header, little endian
     H bytes     JSON, padded with spaces so that the data begins at a multiple of 64
-    data        the tensors of `tensor_table`, in its order, without holes, each at a multiple of 64
+    data        the tensors of `tensor_table`, in its order, without holes, each at a multiple of 64 but
+                for ragged vectors at the end
 
-A weight matrix is the tensors NAME.codes (U8), NAME.scales (F16) and, where its layout has minimums, NAME.mins (F16),
-as `kernels/layouts.py` draws them; a vector is NAME (F32); the vocabulary is "tokenizer" (U8, padded with spaces to
-a multiple of 64). `__metadata__` holds, each as a string:
+A weight matrix is a tensor NAME.PART for every part of its weight format (`kernels/quants`: codes, scales, ...); a
+vector is NAME (F32); the vocabulary is "tokenizer" (U8, padded with spaces to a multiple of 64). `__metadata__` holds,
+each as a string:
 
     format          "edgellm-packed"          version         "1"
-    config          JSON, ModelConfig         layouts         JSON, {weight: layout name}
+    config          JSON, the family's        layouts         JSON, {weight: name of its weight format}
     provenance      JSON, {what: text}        report          JSON, what the converter did and lost
     chat_template   text, if the model has one
 
-`expected_weights` and `expected_vectors` say which tensors a config needs; a file must hold exactly those.
+`Network.tensors` says which tensors a model has; a file must hold exactly those, and may leave out optional ones.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.config import ModelConfig
-from edgellm.kernels.layouts import Layout
+import numpy as np
+
+from edgellm.families.network import Network, TensorSpec
+from edgellm.kernels.quants.quant import Quant
 
 FORMAT = "edgellm-packed"
 VERSION = "1"
 ALIGNMENT = 64  # bytes
-ITEM_BYTES = {"U8": 1, "F16": 2, "F32": 4}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+}
 
 
 @dataclass(frozen=True)
 class Tensor:
     """Where a tensor lies: `begin` counts bytes from the start of the data."""
 
-    dtype: str  # "U8", "F16" or "F32"
+    dtype: str  # a key of DTYPES
     shape: tuple[int, ...]
     begin: int
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -52,56 +60,32 @@ class Tensor:
         }
 
 
-def expected_weights(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """The weight matrices of a model, name -> (rows, columns), in the file's order."""
-    width, ffn = config.width, config.ffn_width
-    query, key = config.heads * config.head_size, config.kv_heads * config.head_size
-    shapes = {"embedding": (config.vocabulary, width)}
-    for layer in range(config.layers):
-        shapes |= {
-            f"layers.{layer}.attention.q": (query, width),
-            f"layers.{layer}.attention.k": (key, width),
-            f"layers.{layer}.attention.v": (key, width),
-            f"layers.{layer}.attention.output": (width, query),
-            f"layers.{layer}.ffn.gate": (ffn, width),
-            f"layers.{layer}.ffn.up": (ffn, width),
-            f"layers.{layer}.ffn.down": (width, ffn),
-        }
-    if not config.tied_head:
-        shapes["head"] = (config.vocabulary, width)
-    return shapes
-
-
-def expected_vectors(config: ModelConfig) -> dict[str, int]:
-    """The float32 vectors that a model must have, name -> length; "rope_factors" [rope_size/2] may come on top."""
-    sizes: dict[str, int] = {}
-    for layer in range(config.layers):
-        sizes |= {f"layers.{layer}.attention.norm": config.width, f"layers.{layer}.ffn.norm": config.width}
-    return sizes | {"norm": config.width}
-
-
 def tensor_table(
-    config: ModelConfig, layouts: Mapping[str, Layout], *, tokenizer_bytes: int, rope_factors: bool
+    network: Network, quants: Mapping[str, Quant], *, tokenizer_bytes: int, optional: Collection[str]
 ) -> dict[str, Tensor]:
-    """All tensors of a file, in its order.
+    """All tensors of a file, in its order: parts of matrices, vectors, the tokenizer, and the optional ones present.
 
-    rope_factors come last: the only tensor whose size need not be a multiple of 64, so that all begin aligned.
+    Vectors whose size is no multiple of 64 bytes come last, so that all others begin at one.
     """
+    names = {dtype: name for name, dtype in DTYPES.items()}
     parts: list[tuple[str, str, tuple[int, ...]]] = []
-    for name, (rows, columns) in expected_weights(config).items():
-        layout = layouts[name]
-        parts.append((f"{name}.codes", "U8", layout.codes_shape(rows, columns)))
-        parts.append((f"{name}.scales", "F16", layout.scales_shape(rows, columns)))
-        if layout.asymmetric:
-            parts.append((f"{name}.mins", "F16", layout.scales_shape(rows, columns)))
-    parts += [(name, "F32", (size,)) for name, size in expected_vectors(config).items()]
+    for name, (rows, columns) in network.matrices().items():
+        specs = quants[name].parts(rows, columns)
+        parts += [(f"{name}.{part}", names[np.dtype(spec.dtype)], spec.shape) for part, spec in specs.items()]
+    vectors = [spec for spec in network.tensors() if not spec.is_matrix]
+    early = [spec for spec in vectors if not spec.is_optional and not _is_ragged(spec)]
+    late = [spec for spec in vectors if spec not in early and (not spec.is_optional or spec.name in optional)]
+    parts += [(spec.name, "F32", spec.shape) for spec in early]
     parts.append(("tokenizer", "U8", (tokenizer_bytes,)))
-    if rope_factors:
-        parts.append(("rope_factors", "F32", (config.rope_size // 2,)))
+    parts += [(spec.name, "F32", spec.shape) for spec in late]
     table: dict[str, Tensor] = {}
     begin = 0
     for name, dtype, shape in parts:
-        assert begin % ALIGNMENT == 0, name
+        assert begin % (4 if dtype == "F32" else ALIGNMENT) == 0, name
         table[name] = Tensor(dtype, shape, begin)
         begin += table[name].nbytes
     return table
+
+
+def _is_ragged(spec: TensorSpec) -> bool:
+    return math.prod(spec.shape) * 4 % ALIGNMENT != 0

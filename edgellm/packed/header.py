@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edgellm.config import ModelConfig
 from edgellm.errors import PackedFileError, UnsupportedModelError
-from edgellm.kernels.layouts import LAYOUTS, Layout
-from edgellm.packed_format import ALIGNMENT, FORMAT, VERSION, Tensor, expected_weights, tensor_table
+from edgellm.families import find_family
+from edgellm.families.network import Network
+from edgellm.kernels.quants import quants
+from edgellm.kernels.quants.quant import Quant
+from edgellm.packed.format import ALIGNMENT, FORMAT, VERSION, Tensor, tensor_table
 
 MAX_HEADER = 1 << 24  # bytes; a thousand layers need a tenth of it
 REMEDY = "the file is damaged or not a packed model: pull the model again or convert it again"
 
-_LAYER_TENSORS = 9  # weights and vectors of one layer, each at least one tensor
-
 
 @dataclass(frozen=True)
 class PackedHeader:
-    """What a packed file says of itself, checked against its length; see `packed_format`."""
+    """What a packed file says of itself, checked against its length; see `format`."""
 
     path: Path
     nbytes: int  # of the whole file
-    config: ModelConfig
-    layouts: dict[str, Layout]  # of each weight
+    network: Network
+    quants: dict[str, Quant]  # the weight format of each matrix
     provenance: dict[str, str]
     report: dict[str, Any]
     chat_template: str | None
@@ -34,26 +34,27 @@ class PackedHeader:
 
     @property
     def num_parameters(self) -> int:
-        vectors = sum(math.prod(tensor.shape) for tensor in self.table.values() if tensor.dtype == "F32")
-        return vectors + sum(rows * columns for rows, columns in expected_weights(self.config).values())
+        return sum(
+            math.prod(spec.shape) for spec in self.network.tensors() if spec.is_matrix or spec.name in self.table
+        )
 
     @property
     def bits_per_weight(self) -> float:
         """Bits stored per entry of the weight matrices, scales included."""
-        sizes = self._weights_by_layout()
-        return sum(LAYOUTS[name].bits_per_weight * size for name, size in sizes.items()) / sum(sizes.values())
+        sizes = self._weights_by_quant()
+        return sum(quant.bits_per_weight * size for quant, size in sizes.items()) / sum(sizes.values())
 
     @property
-    def layout_names(self) -> list[str]:
-        """The layouts in use, that of most weights first."""
-        sizes = self._weights_by_layout()
-        return sorted(sizes, key=lambda name: -sizes[name])
+    def quant_names(self) -> list[str]:
+        """The weight formats in use, that of most weights first."""
+        sizes = self._weights_by_quant()
+        return [quant.name for quant in sorted(sizes, key=lambda quant: -sizes[quant])]
 
-    def _weights_by_layout(self) -> dict[str, int]:
-        sizes: dict[str, int] = {}
-        for name, (rows, columns) in expected_weights(self.config).items():
-            layout = self.layouts[name].name
-            sizes[layout] = sizes.get(layout, 0) + rows * columns
+    def _weights_by_quant(self) -> dict[Quant, int]:
+        sizes: dict[Quant, int] = {}
+        for name, (rows, columns) in self.network.matrices().items():
+            quant = self.quants[name]
+            sizes[quant] = sizes.get(quant, 0) + rows * columns
         return sizes
 
 
@@ -79,19 +80,21 @@ def _read(path: Path, file: BinaryIO) -> PackedHeader:
     header = _read_json(file, size)
     data_start = file.tell()
     metadata = _read_metadata(header.pop("__metadata__", None))
-    config = _read_config(metadata["config"])
-    if config.layers * _LAYER_TENSORS > len(header):  # before anything of that size is built
-        raise PackedFileError(f"the config has {config.layers} layers, the file {len(header)} tensors")
-    layouts = _read_layouts(metadata["layouts"], expected_weights(config))
-    table = _read_table(header, config, layouts)
+    if metadata["config"].get("layers", 0) not in range(len(header) + 1):  # before anything of that size is built
+        raise PackedFileError(
+            f"the config has {metadata['config']['layers']!r:.100} layers, the file {len(header)} tensors"
+        )
+    network = _read_network(metadata["config"])
+    found = _read_quants(metadata["layouts"], network.matrices())
+    table = _read_table(header, network, found)
     end = data_start + max(tensor.begin + tensor.nbytes for tensor in table.values())
     if end != size:
         raise PackedFileError(f"the file holds {size} bytes, its header says {end}")
     return PackedHeader(
         path=path,
         nbytes=size,
-        config=config,
-        layouts=layouts,
+        network=network,
+        quants=found,
         provenance=metadata["provenance"],
         report=metadata["report"],
         chat_template=metadata["chat_template"],
@@ -152,33 +155,34 @@ def _read_metadata(metadata: Any) -> dict[str, Any]:
     return parsed | {"chat_template": metadata.get("chat_template")}
 
 
-def _read_config(data: dict[str, Any]) -> ModelConfig:
+def _read_network(config: dict[str, Any]) -> Network:
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str):
+        raise PackedFileError(f"the config's architecture is {architecture!r:.100}, not a text")
     try:
-        return ModelConfig.from_json(data)
+        return find_family(architecture).network(config)
     except UnsupportedModelError as error:
         raise PackedFileError(str(error)) from error
 
 
-def _read_layouts(data: dict[str, Any], weights: Mapping[str, tuple[int, int]]) -> dict[str, Layout]:
-    if data.keys() != weights.keys():
-        names = sorted(data.keys() ^ weights.keys())
+def _read_quants(data: dict[str, Any], matrices: Mapping[str, tuple[int, int]]) -> dict[str, Quant]:
+    if data.keys() != matrices.keys():
+        names = sorted(data.keys() ^ matrices.keys())
         raise PackedFileError(f"layouts do not match the config's weights; first difference: {names[0]!r:.100}")
-    layouts = {}
-    for name, (_, columns) in weights.items():
-        layout = LAYOUTS.get(data[name]) if isinstance(data[name], str) else None
-        if layout is None:
-            raise PackedFileError(f"{name} has the layout {data[name]!r:.100}; known are {', '.join(LAYOUTS)}")
-        if columns % layout.group:
-            raise PackedFileError(f"{name} has {columns} columns, not a multiple of the group of {layout.name}")
-        layouts[name] = layout
-    return layouts
+    found = {}
+    for name, (_, columns) in matrices.items():
+        quant = quants().get(data[name]) if isinstance(data[name], str) else None
+        if quant is None:
+            raise PackedFileError(f"{name} has the layout {data[name]!r:.100}; known are {', '.join(quants())}")
+        if columns % quant.group:
+            raise PackedFileError(f"{name} has {columns} columns, not a multiple of the group of {quant.name}")
+        found[name] = quant
+    return found
 
 
-def _read_table(header: dict[str, Any], config: ModelConfig, layouts: Mapping[str, Layout]) -> dict[str, Tensor]:
-    """The table that this config and these layouts give, which the header must equal entry by entry."""
-    table = tensor_table(
-        config, layouts, tokenizer_bytes=_tokenizer_bytes(header), rope_factors="rope_factors" in header
-    )
+def _read_table(header: dict[str, Any], network: Network, found: Mapping[str, Quant]) -> dict[str, Tensor]:
+    """The table that this network and these weight formats give, which the header must equal entry by entry."""
+    table = tensor_table(network, found, tokenizer_bytes=_tokenizer_bytes(header), optional=header.keys())
     if header.keys() != table.keys():
         names = sorted(header.keys() ^ table.keys())
         where = "missing" if names[0] in table else "not expected"

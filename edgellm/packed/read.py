@@ -1,4 +1,4 @@
-"""Maps a packed file: the model's weights, used as they lie. `packed_format` draws the file."""
+"""Maps a packed file: the model's weights, used as they lie. `format` draws the file."""
 
 import contextlib
 import math
@@ -11,25 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.errors import PackedFileError
-from edgellm.kernels.layouts import Layout
-from edgellm.packed_format import expected_vectors, expected_weights
-from edgellm.packed_header import REMEDY, PackedHeader, read_header
-
-__all__ = ["PackedModel", "Weight", "expected_vectors", "expected_weights", "open_packed"]
-
-_NUMPY: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+from edgellm.kernels.quants.quant import Quant
+from edgellm.memory.buffers import address
+from edgellm.packed.format import DTYPES
+from edgellm.packed.header import REMEDY, PackedHeader, read_header
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A quantized matrix [N rows, C columns], mapped read-only; `layouts.dequantize` says what it stands for."""
+    """A quantized matrix [N rows, C columns], mapped read-only."""
 
-    layout: Layout
+    quant: Quant
     rows: int  # N
     columns: int  # C
-    codes: NDArray[np.uint8]  # [panels][blocks][bytes], Layout.codes_shape
-    scales: NDArray[np.float16]  # [panels][C/G][32]
-    mins: NDArray[np.float16] | None  # likewise
+    parts: dict[str, NDArray[Any]]  # as Quant.parts says
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts.values())
+
+    def dense(self) -> NDArray[np.float32]:
+        """What it stands for, float32 [N, C]."""
+        return self.quant.decode(self.parts, self.rows)
 
 
 class PackedModel:
@@ -39,7 +42,7 @@ class PackedModel:
         self.header = header
         self.path = header.path
         self.nbytes = header.nbytes  # bytes mapped, the whole file
-        self.config = header.config
+        self.network = header.network
         self.provenance = header.provenance
         self.report = header.report
         self.chat_template = header.chat_template
@@ -47,9 +50,27 @@ class PackedModel:
         self.vocabulary = self._view("tokenizer").tobytes().rstrip(b" ")
         if not self.vocabulary:
             raise PackedFileError(f"{self.path}: the tokenizer is empty; {REMEDY}")
-        self.weights = {name: self._weight(name, shape) for name, shape in expected_weights(self.config).items()}
+        self.weights = {name: self._weight(name, shape) for name, shape in self.network.matrices().items()}
         names = [name for name, tensor in header.table.items() if tensor.dtype == "F32"]
         self.vectors: dict[str, NDArray[np.float32]] = {name: self._view(name) for name in names}
+
+    @property
+    def address(self) -> int:
+        """Where the data begins in memory: tensor T lies at `header.table[T].begin` from here."""
+        assert self._mapping is not None
+        return address(np.frombuffer(self._mapping, np.uint8, 0, self.header.data_start))
+
+    # What families.base.Weights asks for
+
+    def matrix(self, name: str) -> NDArray[np.float32]:
+        """A matrix, dequantized, [N, C]."""
+        return self.weights[name].dense()
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        return self.vectors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.vectors
 
     def close(self) -> None:
         """Let go of the mapping; it goes for good when the last array taken from it goes."""
@@ -61,16 +82,15 @@ class PackedModel:
             self._mapping = None
 
     def _weight(self, name: str, shape: tuple[int, int]) -> Weight:
-        layout = self.header.layouts[name]
-        mins = self._view(f"{name}.mins") if layout.asymmetric else None
-        return Weight(layout, *shape, self._view(f"{name}.codes"), self._view(f"{name}.scales"), mins)
+        quant = self.header.quants[name]
+        return Weight(quant, *shape, {part: self._view(f"{name}.{part}") for part in quant.parts(*shape)})
 
     def _view(self, name: str) -> NDArray[Any]:
         assert self._mapping is not None
         tensor = self.header.table[name]
         begin, count = self.header.data_start + tensor.begin, math.prod(tensor.shape)
-        array: NDArray[Any] = np.frombuffer(self._mapping, _NUMPY[tensor.dtype], count, begin)
-        if tensor.dtype != "U8" and not _all_finite(array):
+        array: NDArray[Any] = np.frombuffer(self._mapping, DTYPES[tensor.dtype], count, begin)
+        if tensor.dtype[0] == "F" and not _all_finite(array):
             raise PackedFileError(f"{self.path}: tensor {name} holds a number that is not finite; {REMEDY}")
         return array.reshape(tensor.shape)
 

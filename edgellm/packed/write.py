@@ -7,7 +7,7 @@ written last. The file appears under its name only when it is whole.
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,9 +15,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.config import ModelConfig
-from edgellm.kernels.layouts import PANEL, Layout
-from edgellm.packed_format import ALIGNMENT, FORMAT, VERSION, expected_weights, tensor_table
+from edgellm.families.network import Network
+from edgellm.kernels.panels import PANEL
+from edgellm.kernels.quants.quant import Parts, Quant
+from edgellm.packed.format import ALIGNMENT, FORMAT, VERSION, tensor_table
 
 REPORT_BYTES = 16384  # header space kept for the report, which is known last,
 REPORT_BYTES_PER_TENSOR = 512  # and per tensor of the file
@@ -29,25 +30,23 @@ class PackedWriter:
     def __init__(
         self,
         path: Path,
-        config: ModelConfig,
-        layouts: Mapping[str, Layout],
+        network: Network,
+        quants: Mapping[str, Quant],
         *,
         vocabulary: bytes,
         chat_template: str | None,
         provenance: Mapping[str, str],
-        rope_factors: bool = False,
+        optional: Collection[str] = (),
     ) -> None:
         self._path = path
-        self._shapes = expected_weights(config)
-        self._layouts = layouts
         vocabulary += b" " * (-len(vocabulary) % ALIGNMENT)
-        self._table = tensor_table(config, layouts, tokenizer_bytes=len(vocabulary), rope_factors=rope_factors)
+        self._table = tensor_table(network, quants, tokenizer_bytes=len(vocabulary), optional=optional)
         self._missing = {name: tensor.nbytes for name, tensor in self._table.items()}
         self._metadata = {
             "format": FORMAT,
             "version": VERSION,
-            "config": json.dumps(config.to_json()),
-            "layouts": json.dumps({name: layouts[name].name for name in self._shapes}),
+            "config": json.dumps(dict(network.config)),
+            "layouts": json.dumps({name: quants[name].name for name in network.matrices()}),
             "provenance": json.dumps(dict(provenance)),
         }
         if chat_template is not None:
@@ -71,21 +70,13 @@ class PackedWriter:
         if not self._file.closed:
             self._discard()
 
-    def write_rows(
-        self,
-        name: str,
-        first_row: int,
-        codes: NDArray[np.uint8],
-        scales: NDArray[np.float16],
-        mins: NDArray[np.float16] | None,
-    ) -> None:
-        """Rows of a weight, packed as Layout.codes_shape and .scales_shape say; first_row is a multiple of 32."""
+    def write_rows(self, name: str, first_row: int, parts: Parts) -> None:
+        """Rows of a matrix as its weight format has them; first_row is a multiple of 32."""
         assert first_row % PANEL == 0, first_row
-        for part, array in (("codes", codes), ("scales", scales), ("mins", mins)):
-            if array is not None:
-                tensor = self._table[f"{name}.{part}"]
-                assert array.shape[1:] == tensor.shape[1:], (name, array.shape, tensor.shape)
-                self._write(f"{name}.{part}", first_row // PANEL * array[0].nbytes, array)
+        for part, array in parts.items():
+            tensor = self._table[f"{name}.{part}"]
+            assert array.shape[1:] == tensor.shape[1:], (name, array.shape, tensor.shape)
+            self._write(f"{name}.{part}", first_row // PANEL * array[0].nbytes, array)
 
     def write_vector(self, name: str, values: NDArray[np.float32]) -> None:
         """A vector float32 of exactly the expected length."""

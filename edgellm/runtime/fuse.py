@@ -1,10 +1,10 @@
 """Passes that join operations of a graph into what our kernels do at once. Each takes a graph and gives an equal one.
 
-    fuse_norms        select, norm, quantize                      -> norm, which writes quantized rows
-    fuse_swiglu       product, product, swiglu, quantize          -> product, whose epilogue activates and quantizes
-    fuse_epilogues    product, and what becomes of its outputs    -> product with a part
-    fuse_products     products of the same rows                   -> one product with all their parts
-    split_attention   attend, quantize                            -> attend, combine, which write quantized rows
+fuse_norms        select, norm, quantize                      -> norm, which writes quantized rows
+fuse_swiglu       product, product, swiglu, quantize          -> product, whose epilogue activates and quantizes
+fuse_epilogues    product, and what becomes of its outputs    -> product with a part
+fuse_products     products of the same rows                   -> one product with all their parts
+split_attention   attend, quantize                            -> attend, combine, which write quantized rows
 """
 
 from collections.abc import Callable

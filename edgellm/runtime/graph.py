@@ -21,6 +21,7 @@ and kernels of the family's own. The passes of fuse.py join them into what our k
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from edgellm.families.network import Rope
@@ -75,6 +76,8 @@ class KernelCall:
     that it changes, and the tensors and numbers among the operands by name -> the row of the output.
     """
 
+    unit: str  # the name of what `source` compiles to (kernels/units.py)
+    source: Path  # whose `entry_points` have the kernel, by the operation's kind
     record: Record
     twin: Callable[..., Any]
 

@@ -4,17 +4,24 @@ from collections.abc import Callable
 
 
 def entry_points() -> dict[str, Callable[..., None]]:
-    """What the compiled library exports, by name."""
-    from edgellm.kernels.cpu import attention, embed, matmul, norm, read, sample, team
+    """What the unit "core" exports, by name: operations, epilogues, and the team's walk."""
+    from edgellm.kernels.cpu import embed, norm, quantize_rows, read, team
+    from edgellm.kernels.cpu.attention import attend
+    from edgellm.kernels.cpu.matmul import epilogues, product
+    from edgellm.kernels.cpu.sampling import sample
 
     return {
-        "attend": attention.attend,
-        "combine": attention.combine,
+        "add": epilogues.add,
+        "attend": attend.attend,
+        "combine": attend.combine,
         "embed": embed.embed,
         "follow": team.follow,
         "lead": team.lead,
-        "matmul": matmul.matmul,
         "norm": norm.norm,
+        "product": product.product,
+        "quantize": quantize_rows.quantize,
         "read": read.read,
         "sample": sample.sample,
+        "store": epilogues.store,
+        "swiglu": epilogues.swiglu,
     }

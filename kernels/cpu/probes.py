@@ -1,17 +1,19 @@
-"""Small kernels that tune.py times, one for each way to do a thing: the tiles of `matmul` and of `attend`."""
+"""Small kernels that tune.py times, one for each way to do a thing: the tiles of products and of attention."""
 
 from collections.abc import Callable
 
 from edgellm.kernels.cpu.attention.tiles import make_scores, make_values
 from edgellm.kernels.cpu.matmul.tiles import make_tile
-from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import CHUNK, KV_BLOCK, META_BYTES
+from edgellm.kernels.panels import BLOCK
+from edgellm.kernels.quants import int4, int4_asym
+from edgellm.kernels.quants.quant import Quant
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.pairs import make_pairs
 from edgellm.kernels.targets import Target, Tile
 from edgellm.kernels.tune import (
     HEAD_SIZE,
-    LAYOUTS,
+    QUANTS,
     QUERIES,
     QUERY_BYTES,
     ROWS,
@@ -21,10 +23,12 @@ from edgellm.kernels.tune import (
     tiles,
 )
 
+PIECES = {int4.Int4.unit: int4.make_pieces, int4_asym.Int4Asym.unit: int4_asym.make_pieces}
 
-def make_product_probe(layout: int, shape: Tile) -> Callable[..., None]:
-    """Of a layout of 4 bits."""
-    multiply, height = make_tile(layout, shape), shape.tokens
+
+def make_product_probe(quant: Quant, shape: Tile) -> Callable[..., None]:
+    """Of a weight format of 4 bits."""
+    multiply, height = make_tile(PIECES[quant.unit](), shape), shape.tokens
 
     @kernel
     def probe(weights: int, rows: int, blocks: int, repeats: int) -> None:
@@ -35,7 +39,7 @@ def make_product_probe(layout: int, shape: Tile) -> Callable[..., None]:
         for _ in range(repeats):
             for row in range(0, ROWS, height):
                 x, m = rows + row * blocks * BLOCK, meta + row * blocks * META_BYTES
-                multiply(weights, scales, mins, x, m, blocks, 0, out + row * 128, 0)
+                multiply(weights, (scales, mins, 0), x, m, blocks, out + row * 128, 0)
 
     made: Callable[..., None] = probe
     return made
@@ -59,6 +63,6 @@ def make_attend_probe(fast_bf16: bool) -> Callable[..., None]:
 def probes(target: Target) -> dict[str, Callable[..., None]]:
     """What to time for a target, by name."""
     products = {
-        product_name(layout, tile): make_product_probe(layout, tile) for layout in LAYOUTS for tile in tiles(target)
+        product_name(quant, tile): make_product_probe(quant, tile) for quant in QUANTS for tile in tiles(target)
     }
     return products | {attend_name(way): make_attend_probe(way) for way in bf16_ways(target)}

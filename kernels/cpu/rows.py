@@ -1,6 +1,6 @@
 """Rows of a step, tiles of rows, and how work is shared."""
 
-from edgellm.kernels.ops import KV_BLOCK, OWN_ROWS, STEP
+from edgellm.kernels.ops import CACHE, KV_BLOCK, OWN_ROWS, STEP
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import load_i32, load_i64
 from edgellm.kernels.simd.vectors import selected
@@ -10,7 +10,10 @@ TALLEST = HEIGHTS[-1]
 
 FEW = STEP.few
 ROWS, LOGIT_COUNT, LOGIT_ROWS = STEP.rows, STEP.logit_count, STEP.logit_rows
-SEQUENCES, TABLES, TABLE_STRIDE, KV = STEP.sequences, STEP.tables, STEP.table_stride, STEP.kv
+POSITIONS, SEQUENCES = STEP.positions, STEP.sequences
+CACHE_BLOCKS, CACHE_TABLES, CACHE_TABLE_STRIDE = CACHE.blocks, CACHE.tables, CACHE.table_stride
+CACHE_BLOCK_STRIDE, CACHE_OFFSET = CACHE.block_stride, CACHE.offset
+CACHE_HEAD_STRIDE, CACHE_HEAD_SIZE = CACHE.head_stride, CACHE.head_size
 BLOCK_SHIFT = KV_BLOCK.bit_length() - 1
 
 
@@ -47,20 +50,16 @@ def tile_start(row: int) -> int:
 
 
 @kernel
-def kv_address(step: int, sequence: int, position: int, kv_offset: int, block_stride: int) -> int:
+def kv_address(cache: int, sequence: int, position: int) -> int:
     """Where a layer's keys and values of a position's block begin."""
-    table = load_i64(step + TABLES) + sequence * load_i64(step + TABLE_STRIDE) * 4
+    table = load_i64(cache + CACHE_TABLES) + sequence * load_i64(cache + CACHE_TABLE_STRIDE) * 4
     block = load_i32(table + (position >> BLOCK_SHIFT) * 4)
-    return load_i64(step + KV) + block * block_stride + kv_offset
+    return (
+        load_i64(cache + CACHE_BLOCKS) + block * load_i64(cache + CACHE_BLOCK_STRIDE) + load_i64(cache + CACHE_OFFSET)
+    )
 
 
 @kernel
 def first_of(count: int, thread: int, threads: int) -> int:
     """Begin of a thread's share of `count` units; it ends where the next one's begins."""
     return count * thread // threads
-
-
-@kernel
-def log2_blocks(group: int) -> int:
-    """log2 of the blocks in a group of 32, 64 or 128."""
-    return group >> 6 if group < 128 else 2

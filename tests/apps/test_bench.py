@@ -12,11 +12,11 @@ from edgellm.apps.loading import load_kernels
 from edgellm.apps.measurement import Course, Speed, bytes_per_token, peak_rss_bytes
 from edgellm.apps.peer import PeerResult
 from edgellm.apps.pull import pull
+from edgellm.inspect import bandwidth
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVCache, kv_bytes_per_token
-from edgellm.model import bandwidth
-from edgellm.packed import open_packed
-from edgellm.packed_header import open_header
+from edgellm.packed.header import open_header
+from edgellm.packed.read import open_packed
 from edgellm.store import Store
 from tests.apps.conftest import Run
 from tests.tiny import make_tiny_gguf

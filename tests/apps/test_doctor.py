@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgellm.inspect import bandwidth
 from edgellm.kernels import jit
 from edgellm.kernels.targets import host_target
-from edgellm.model import bandwidth
 from edgellm.threads import available_processors
 from tests.apps.conftest import Run
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from edgellm.apps.report import kinds
-from edgellm.packed_header import open_header
+from edgellm.packed.header import open_header
 from edgellm.store import Store
 from tests.apps.conftest import Run
 

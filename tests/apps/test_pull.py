@@ -15,7 +15,7 @@ import pytest
 from edgellm.apps.pull import pull
 from edgellm.catalogue import CATALOGUE, WheelModel
 from edgellm.errors import DownloadError, GGUFError, MissingExtraError, ModelNotFoundError, OptionError
-from edgellm.packed import open_packed
+from edgellm.packed.read import open_packed
 from edgellm.store import Store
 from tests.tiny import make_tiny_gguf
 

@@ -8,7 +8,7 @@ import pytest
 
 from edgellm import Model
 from edgellm.kernels import jit
-from edgellm.packed import PackedModel
+from edgellm.packed.read import PackedModel
 from edgellm.store import Store, cache_folder
 from tests.apps.conftest import Run
 from tests.tiny import make_tiny_gguf, tiny_tokens

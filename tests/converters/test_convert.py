@@ -15,8 +15,8 @@ from edgellm.converters.names import gguf_name, match_tensors, read_config
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.errors import FileFormatError, GGUFError, OptionError, UnsupportedModelError
 from edgellm.kernels.layouts import LAYOUTS, dequantize
-from edgellm.packed import PackedModel, Weight, open_packed
-from edgellm.packed_writer import PackedWriter
+from edgellm.packed.read import PackedModel, Weight, open_packed
+from edgellm.packed.write import PackedWriter
 from edgellm.tokenizer.vocabulary import Vocabulary
 from tests.tiny import CHAT_TEMPLATE, make_tiny_gguf, tiny_tokens
 

@@ -6,12 +6,12 @@ import pytest
 
 import edgellm
 from edgellm import SamplingParams
+from edgellm.backends.cpu.team import Team
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.engine.draft import DraftModel
 from edgellm.errors import OptionError
 from edgellm.kernels.jit import Library
-from edgellm.model.team import Team
-from edgellm.packed import open_packed
+from edgellm.packed.read import open_packed
 from tests.tiny import make_tiny_gguf
 
 PROMPT = [5, 80, 90, 100, 7, 60]

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
+from edgellm.backends.cpu.runner import Rows
+from edgellm.backends.cpu.team import Team
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.errors import KernelError
 from edgellm.kernels import elf, jit
 from edgellm.kernels.targets import ISAS, host_target, target_for
 from edgellm.memory.kv import KVCache, KVDtype, Sequence
 from edgellm.model import reference
-from edgellm.model.step import Rows, Stepper
-from edgellm.model.team import Team
-from edgellm.packed import PackedModel, open_packed
+from edgellm.packed.read import PackedModel, open_packed
 from tests.tiny import make_tiny_gguf
 
 TOKENS = np.random.default_rng(0).integers(0, 270, 300).tolist()  # longer than a chunk of attention
@@ -28,16 +28,16 @@ def kv_cache_dtype(packed: PackedModel) -> KVDtype:
 
 
 @contextmanager
-def stepper(library: jit.Library, packed: PackedModel, *, threads: int = 1) -> Iterator[tuple[Stepper, KVCache]]:
+def runner(library: jit.Library, packed: PackedModel, *, threads: int = 1) -> Iterator[tuple[Runner, KVCache]]:
     cache, team = KVCache(packed.config, 40, kv_cache_dtype(packed)), Team(library, threads, processors=2)
     try:
-        yield Stepper(library, team, packed, cache, context=512, max_rows=320, max_logit_rows=320), cache
+        yield Runner(library, team, packed, cache, context=512, max_rows=320, max_logit_rows=320), cache
     finally:
         team.close()
     cache.check_integrity()
 
 
-def logits_in_steps(run: tuple[Stepper, KVCache], tokens: list[int], sizes: list[int]) -> np.ndarray:
+def logits_in_steps(run: tuple[Runner, KVCache], tokens: list[int], sizes: list[int]) -> np.ndarray:
     """Logits of all tokens, computed in steps of the given sizes."""
     engine, cache = run
     sequence, parts, start = Sequence(cache), [], 0
@@ -68,14 +68,14 @@ def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def whole(library: jit.Library, packed: PackedModel) -> np.ndarray:
     """Logits of TOKENS, all in one step, by one thread."""
-    with stepper(library, packed) as run:
+    with runner(library, packed) as run:
         return logits_in_steps(run, TOKENS, [300])
 
 
 def test_the_model_is_what_its_reference_computes(library: jit.Library, packed: PackedModel) -> None:
     """Logits agree to float32's precision, but for a text where rounding an activation to INT8 falls the other way."""
     errors = []
-    with stepper(library, packed) as run:
+    with runner(library, packed) as run:
         for start in range(0, 300, 6):
             text = TOKENS[start : start + 6]
             exact = reference.forward(packed, text, kv_cache_dtype(packed))
@@ -84,13 +84,13 @@ def test_the_model_is_what_its_reference_computes(library: jit.Library, packed: 
 
 
 def test_decoding_equals_computing_at_once(library: jit.Library, packed: PackedModel, whole: np.ndarray) -> None:
-    with stepper(library, packed) as run:
+    with runner(library, packed) as run:
         assert np.array_equal(logits_in_steps(run, TOKENS, [1] * 300), whole)
 
 
 @pytest.mark.parametrize("sizes", [[256, 44], [7] * 42 + [6], [1, 2, 3, 4, 5, 285], [100, 1, 199]], ids=str)
 def test_chunks_equal_the_whole(library: jit.Library, packed: PackedModel, whole: np.ndarray, sizes: list[int]) -> None:
-    with stepper(library, packed) as run:
+    with runner(library, packed) as run:
         assert np.array_equal(logits_in_steps(run, TOKENS, sizes), whole)
 
 
@@ -98,13 +98,13 @@ def test_chunks_equal_the_whole(library: jit.Library, packed: PackedModel, whole
 def test_threads_do_not_change_a_bit(
     library: jit.Library, packed: PackedModel, whole: np.ndarray, threads: int
 ) -> None:
-    with stepper(library, packed, threads=threads) as run:
+    with runner(library, packed, threads=threads) as run:
         assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)
 
 
 def test_sequences_in_one_step_equal_each_alone(library: jit.Library, packed: PackedModel, whole: np.ndarray) -> None:
     """A prefill, a decode and a check of a few tokens share a step; blocks are dealt out of order."""
-    with stepper(library, packed, threads=2) as (engine, cache):
+    with runner(library, packed, threads=2) as (engine, cache):
         first, second, third = (Sequence(cache) for _ in range(3))
         for sequence in (first, second, third):
             sequence.reserve(30)
@@ -125,7 +125,7 @@ def test_sequences_in_one_step_equal_each_alone(library: jit.Library, packed: Pa
 
 
 def test_rewinding_forgets(library: jit.Library, packed: PackedModel, whole: np.ndarray) -> None:
-    with stepper(library, packed) as (engine, cache):
+    with runner(library, packed) as (engine, cache):
         sequence = Sequence(cache)
         sequence.reserve(300)
         engine.run([Rows(sequence, TOKENS[:100])])
@@ -149,7 +149,7 @@ def available(isa: str) -> bool:
 def test_instruction_sets_do_not_change_a_bit(
     kernel_cache: Path, packed: PackedModel, whole: np.ndarray, isa: str
 ) -> None:
-    with stepper(jit.load(kernel_cache, isa=isa), packed) as run:
+    with runner(jit.load(kernel_cache, isa=isa), packed) as run:
         assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)
 
 
@@ -157,5 +157,5 @@ def test_the_linker_does_not_change_a_bit(
     kernel_cache: Path, packed: PackedModel, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(elf, "RUNS_HERE", False)  # as on systems that elf.py does not know: LLVM links
-    with stepper(jit.load(kernel_cache), packed) as run:
+    with runner(jit.load(kernel_cache), packed) as run:
         assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)

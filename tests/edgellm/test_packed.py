@@ -13,9 +13,9 @@ import safetensors.numpy
 from edgellm.config import ModelConfig
 from edgellm.errors import PackedFileError
 from edgellm.kernels.layouts import LAYOUTS, Layout
-from edgellm.packed import PackedModel, expected_vectors, expected_weights, open_packed
-from edgellm.packed_header import open_header
-from edgellm.packed_writer import PackedWriter
+from edgellm.packed.header import open_header
+from edgellm.packed.read import PackedModel, expected_vectors, expected_weights, open_packed
+from edgellm.packed.write import PackedWriter
 
 CONFIG = ModelConfig(
     architecture="llama",

@@ -7,28 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgellm.backends.cpu.runner import Rows
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.kernels import jit
 from edgellm.memory.disk.store import BlockStore
 from edgellm.memory.kv import KVCache
 from edgellm.memory.prefix import CacheReport, PrefixCache
-from edgellm.model.step import Rows, Stepper
-from edgellm.packed import open_packed
+from edgellm.packed.read import open_packed
 from tests.edgellm.prefix_requests import MODEL, changed
-from tests.edgellm.test_equalities import TOKENS, kv_cache_dtype, stepper
+from tests.edgellm.test_equalities import TOKENS, kv_cache_dtype, runner
 
 
 @pytest.fixture(scope="module")
 def run(library: jit.Library, tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
-    tuple[Stepper, KVCache]
+    tuple[Runner, KVCache]
 ]:  # fmt: skip
     packed = open_packed(pack_on_the_fly(tiny_gguf, tmp_path_factory.mktemp("prefix")))
     assert kv_cache_dtype(packed) == "bf16"
-    with stepper(library, packed) as made:
+    with runner(library, packed) as made:
         yield made
 
 
-def answer(run: tuple[Stepper, KVCache], prefix: PrefixCache, tokens: list[int]) -> tuple[CacheReport, np.ndarray]:
+def answer(run: tuple[Runner, KVCache], prefix: PrefixCache, tokens: list[int]) -> tuple[CacheReport, np.ndarray]:
     """Logits of a text's tokens that are not cached."""
     engine, _ = run
     sequence, report = prefix.begin(tokens)
@@ -41,7 +41,7 @@ def answer(run: tuple[Stepper, KVCache], prefix: PrefixCache, tokens: list[int])
     return report, logits
 
 
-def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[Stepper, KVCache]) -> None:
+def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[Runner, KVCache]) -> None:
     prefix = PrefixCache(run[1], model=MODEL)
     edited = changed(TOKENS, 77)
     _, fresh = answer(run, prefix, TOKENS)
@@ -56,7 +56,7 @@ def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[Step
     prefix.forget()
 
 
-def test_logits_after_a_restart_are_those_of_a_fresh_text(run: tuple[Stepper, KVCache], tmp_path: Path) -> None:
+def test_logits_after_a_restart_are_those_of_a_fresh_text(run: tuple[Runner, KVCache], tmp_path: Path) -> None:
     def store() -> BlockStore:
         return BlockStore(tmp_path, model=MODEL, block_bytes=run[1].block_stride, budget_bytes=100 << 20)
 

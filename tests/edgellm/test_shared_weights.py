@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.converters.on_the_fly import pack_on_the_fly
-from edgellm.packed import open_packed
+from edgellm.packed.read import open_packed
 from tests.tiny import make_tiny_gguf
 
 RUN = """

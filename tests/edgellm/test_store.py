@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.errors import ModelNotFoundError, OptionError, PackedFileError
-from edgellm.packed_header import open_header
+from edgellm.packed.header import open_header
 from edgellm.store import Store, cache_folder, valid_name
 from tests.edgellm.test_packed import write_tiny
 

@@ -12,7 +12,7 @@ from edgellm.errors import KernelError
 from edgellm.kernels import build, jit, objects
 from edgellm.kernels.jit import Library
 from edgellm.kernels.targets import Target, generic_target, host_target
-from edgellm.packed import open_packed
+from edgellm.packed.read import open_packed
 
 pytestmark = pytest.mark.skipif("avx2" not in host_target().levels, reason="builds and runs kernels for AVX2")
 TOKENS = list(range(40))

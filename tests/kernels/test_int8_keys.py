@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from edgellm.backends.cpu.lower import float_bits
 from edgellm.kernels import ops, reference
 from edgellm.kernels.jit import Library
 from edgellm.kernels.layouts import LAYOUTS
 from edgellm.memory.buffers import address, aligned_zeros
-from edgellm.model.program import float_bits
 from tests.kernels.rig import QuantizedMatrix
 from tests.kernels.test_kernels import ULP, run_matmul, run_norm
 

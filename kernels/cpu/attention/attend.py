@@ -19,8 +19,8 @@ from edgellm.kernels.cpu.attention.chunk import attend_chunk
 from edgellm.kernels.cpu.math import exp2
 from edgellm.kernels.cpu.quantize import clear_slots, quantize_block
 from edgellm.kernels.cpu.rows import first_of, tile_height, tile_start
-from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import ATTEND, CHUNK, META_BYTES, QUERY_STRIDE, RESULT_HEADER, SPAN_QUERIES, STEP
+from edgellm.kernels.panels import BLOCK
 from edgellm.kernels.simd.arithmetic import fold_max, splat_f32
 from edgellm.kernels.simd.bfloat import to_bf16
 from edgellm.kernels.simd.kernel import kernel

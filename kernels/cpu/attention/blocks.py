@@ -1,4 +1,4 @@
-"""Attention to one block of keys, or two: the tiles of attention_tiles.py for any number of queries.
+"""Attention to one block of keys in bf16, or two: the tiles of tiles.py for any number of queries.
 
 `ahead` is how many bytes behind each line that the first queries read lies one that is wanted later, `after` the same
 for the other queries; 0 for none.

@@ -1,24 +1,24 @@
 """Attention of a few queries to one chunk of positions: scores, what becomes of them, and the values they weigh.
 
+Scores and weighted values are the KV format's kernels, which the cache's record names (ops.py, CACHE).
+
 Memory is asked for what comes next: the processor's own prefetching stops where a page ends, and a block's keys are
 one page. While keys are scored, the values behind them are on their way, and while values are added, the keys of the
 next unit; where queries take several passes over the keys of a block, the next block's keys as well.
 """
 
-from edgellm.kernels.cpu.attention.blocks import FEW, add_values, score_block, score_two_blocks
-from edgellm.kernels.cpu.attention.codes import add_values_int8, score_int8
+from edgellm.kernels.cpu.attention.blocks import FEW
 from edgellm.kernels.cpu.attention.softmax import WEIGHT_BYTES, find_largest, soften
-from edgellm.kernels.cpu.rows import SEQUENCES, kv_address
-from edgellm.kernels.ops import ATTEND, CHUNK, KV_BLOCK, RESULT_HEADER, STEP
+from edgellm.kernels.cpu.rows import CACHE_HEAD_STRIDE, POSITIONS, SEQUENCES, kv_address
+from edgellm.kernels.ops import ATTEND, CACHE, CHUNK, KV_BLOCK, RESULT_HEADER
 from edgellm.kernels.simd.arithmetic import zero_f32
 from edgellm.kernels.simd.kernel import kernel
-from edgellm.kernels.simd.memory import load_i32, load_i64, store_f32x16
+from edgellm.kernels.simd.memory import call_7, call_8, load_i32, load_i64, store_f32x16
 
-HEADS, KV_HEADS, HEAD_SIZE, KV_INT8, WINDOW = (
-    ATTEND.heads, ATTEND.kv_heads, ATTEND.head_size, ATTEND.kv_int8, ATTEND.window,
+HEADS, KV_HEADS, HEAD_SIZE, STATE, WINDOW = (
+    ATTEND.heads, ATTEND.kv_heads, ATTEND.head_size, ATTEND.state, ATTEND.window,
 )  # fmt: skip
-KV_OFFSET, HEAD_STRIDE, BLOCK_STRIDE = ATTEND.kv_offset, ATTEND.head_stride, ATTEND.block_stride
-POSITIONS = STEP.positions
+SCORE, VALUES = CACHE.score, CACHE.values
 
 
 @kernel
@@ -32,33 +32,23 @@ def attend_chunk(
     next unit is that of `next_chunk` and `next_head`.
     """
     head_size, group = load_i64(op + HEAD_SIZE), load_i64(op + HEADS) // load_i64(op + KV_HEADS)
-    window, is_int8 = load_i64(op + WINDOW), load_i64(op + KV_INT8)
-    result_stride = RESULT_HEADER + head_size
-    kv_offset = load_i64(op + KV_OFFSET) + kv_head * load_i64(op + HEAD_STRIDE)
-    block_stride = load_i64(op + BLOCK_STRIDE)
+    window, cache = load_i64(op + WINDOW), load_i64(op + STATE)
+    score, values = load_i64(cache + SCORE), load_i64(cache + VALUES)
+    result_stride, head_stride = RESULT_HEADER + head_size, load_i64(cache + CACHE_HEAD_STRIDE)
     sequence = load_i32(load_i64(step + SEQUENCES) + row * 4)
     position = load_i32(load_i64(step + POSITIONS) + row * 4)
     begin = chunk * CHUNK
     width = min(CHUNK, position + count - begin)
     # Blocks in front of the first row's window are in nobody's
     start = max(0, position - window + 1 - begin) & -KV_BLOCK if window else 0
-    to_values = head_size * KV_BLOCK * 2
     at = start
     while at < width:
-        keys = kv_address(step, sequence, begin + at, kv_offset, block_stride)
-        if is_int8:
-            score_int8(queries, count * group, keys, head_size, scratch, scores + at * 4)
-            at += KV_BLOCK
-        elif count * group <= FEW and at + KV_BLOCK < width:
-            more_keys = kv_address(step, sequence, begin + at + KV_BLOCK, kv_offset, block_stride)
-            score_two_blocks(queries, count * group, keys, more_keys, to_values, head_size, scores + at * 4)
-            at += 2 * KV_BLOCK
-        else:
-            to_keys = 0
-            if at + KV_BLOCK < width:
-                to_keys = kv_address(step, sequence, begin + at + KV_BLOCK, kv_offset, block_stride) - keys
-            score_block(queries, count * group, keys, to_values, to_keys, head_size, scores + at * 4)
-            at += KV_BLOCK
+        keys = kv_address(cache, sequence, begin + at) + kv_head * head_stride
+        next_keys = 0
+        if at + KV_BLOCK < width:
+            next_keys = kv_address(cache, sequence, begin + at + KV_BLOCK) + kv_head * head_stride
+        call_7(score, cache, queries, count * group, keys, next_keys, scratch, scores + at * 4)
+        at += 2 * KV_BLOCK if next_keys and count * group <= FEW else KV_BLOCK
     padded = (width + KV_BLOCK - 1) // KV_BLOCK * KV_BLOCK
     for i in range(count * group):
         result = results + i * result_stride * 4
@@ -72,17 +62,11 @@ def attend_chunk(
         soften(scores + (i * CHUNK + start) * 4, hidden - start, visible - start, padded - start, result)
         for entry in range(0, head_size, 16):
             store_f32x16(result + (RESULT_HEADER + entry) * 4, zero_f32())
-    next_offset = load_i64(op + KV_OFFSET) + next_head * load_i64(op + HEAD_STRIDE)
     for at in range(start, width, KV_BLOCK):
-        block = kv_address(step, sequence, begin + at, kv_offset, block_stride)
+        block = kv_address(cache, sequence, begin + at) + kv_head * head_stride
         pairs = (min(KV_BLOCK, width - at) + 1) >> 1
         weights, out = scores + start * 4 + (at - start) * WEIGHT_BYTES, results + RESULT_HEADER * 4
         following = block
         if next_chunk * CHUNK + at < position + count:
-            following = kv_address(step, sequence, next_chunk * CHUNK + at, next_offset, block_stride)
-        if is_int8:
-            ahead = following - block
-            add_values_int8(weights, count * group, block, ahead, head_size, pairs, scratch, out, result_stride)
-        else:
-            values = block + to_values
-            add_values(weights, count * group, values, following - values, head_size, pairs, out, result_stride)
+            following = kv_address(cache, sequence, next_chunk * CHUNK + at) + next_head * head_stride
+        call_8(values, cache, weights, count * group, block, following - block, pairs, scratch, out)

@@ -1,7 +1,7 @@
 """INT8 keys and values: read as they are for a few queries, through bf16 in a scratch for many; the same bits.
 
 While keys are read, the values behind them are asked for, and while values are read, the keys of the thread's next
-unit: `ahead` bytes from this block to that one, 0 for none. attention_chunk.py says why.
+unit: `ahead` bytes from this block to that one, 0 for none. chunk.py says why.
 
 32 entries of a head have a scale: products are summed over 32 entries, then scaled; and weights are scaled for every
 32 entries of the values, and rounded to bf16 once more. Codes are exact in bf16, so many queries share its tiles.
@@ -18,8 +18,8 @@ from edgellm.kernels.cpu.attention.blocks import (
     store_pairs,
 )
 from edgellm.kernels.cpu.attention.tiles import HAS_32_REGISTERS
-from edgellm.kernels.layouts import BLOCK
 from edgellm.kernels.ops import CHUNK, KV_BLOCK, QUERY_STRIDE
+from edgellm.kernels.panels import BLOCK
 from edgellm.kernels.simd.arithmetic import fma, put, variable, zero_f32, zero_tile
 from edgellm.kernels.simd.bfloat import from_bf16, join_bf16, load_bf16x16, to_bf16
 from edgellm.kernels.simd.kernel import kernel

@@ -5,6 +5,7 @@ meta of the tile's block -> a tuple of i32x16 [halves][tokens], the sums of (cod
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from edgellm.kernels.simd.arithmetic import high_nibbles, low_nibbles, put, splat_i32, zero_tile
@@ -16,9 +17,13 @@ from edgellm.kernels.simd.vectors import i32x16, u8x64
 Dots = Callable[..., Any]
 
 
-def make_nibble_dots(halves: int, tokens: int, *, zero_point: int) -> Dots:
-    """Of codes of 4 bits, whose zero point is 0 or 8."""
+def make_nibble_dots(zero_point: int) -> Callable[[int, int], Dots]:
+    """A factory for codes of 4 bits, whose zero point is 0 or 8."""
     assert zero_point in (0, 8), zero_point
+    return partial(_nibble_dots, zero_point)
+
+
+def _nibble_dots(zero_point: int, halves: int, tokens: int) -> Dots:
     has_zero_point = zero_point != 0
     zero_dots, zero_sums = zero_tile(i32x16, halves * tokens), zero_tile(sums_4, halves * tokens)
     zero_weights = zero_tile(u8x64, halves)

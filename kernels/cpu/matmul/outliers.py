@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels.cpu.matmul.tiles import Pieces
+from edgellm.kernels.cpu.matmul.pieces import Pieces
 from edgellm.kernels.ops import META_BYTES
 from edgellm.kernels.simd.arithmetic import fma
 from edgellm.kernels.simd.kernel import kernel

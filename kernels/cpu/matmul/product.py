@@ -33,7 +33,11 @@ def run_part(
         start, entries = 0, outliers
         while start < rows:
             tokens, count = tile_height(rows - start), load_i32(entries)
-            x, meta, listed = all_x + start * blocks * BLOCK, all_meta + start * blocks * META_BYTES, entries + ENTRY_BYTES
+            x, meta, listed = (
+                all_x + start * blocks * BLOCK,
+                all_meta + start * blocks * META_BYTES,
+                entries + ENTRY_BYTES,
+            )
             call_10(load_i64(weight), weight, panel, x, meta, blocks, tokens, y, listed, count, start == 0)
             if second:
                 call_10(load_i64(second), second, panel, x, meta, blocks, tokens, other, listed, count, start == 0)

@@ -9,12 +9,13 @@ SmolLM2's prefill a third slower.)
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+from edgellm.kernels.cpu.matmul.pieces import Pieces
 from edgellm.kernels.ops import META_BYTES
 from edgellm.kernels.simd.arithmetic import f32_from_i32, fma, put, zero_tile
 from edgellm.kernels.simd.kernel import kernel
-from edgellm.kernels.simd.memory import broadcast_f32, load_i64, prefetch, prefetch_l2, store_f32x16
+from edgellm.kernels.simd.memory import broadcast_f32, prefetch, prefetch_l2, store_f32x16
 from edgellm.kernels.simd.vectors import f32x16
 from edgellm.kernels.targets import Tile
 
@@ -24,22 +25,6 @@ from edgellm.kernels.targets import Tile
 # long rows.
 STREAMING_TOKENS = 2
 TileKernel = Callable[..., None]  # arguments in `tile` below
-
-
-class Pieces(NamedTuple):
-    """What a weight format gives to the kernels that are made for it: functions to become part of them.
-
-    `at` is what `open_panel` found: three numbers that say where a panel's scales lie. `half` is 0 or 1, the first or
-    the last 16 rows of the panel.
-    """
-
-    block_bytes: int  # of the codes of a panel, 32 inputs of each of its rows
-    codes: int  # offset of the address of all codes in the format's record
-    make_dots: Callable[[int, int], Callable[..., Any]]  # halves, tokens -> dots(codes, x, meta), see dots.py
-    open_panel: Callable[..., Any]  # (weight record, panel, blocks) -> at
-    scale: Callable[..., Any]  # (at, block, half) -> f32x16
-    minimum: Callable[..., Any] | None  # likewise, for formats that have minimums
-    code: Callable[..., Any]  # (codes of the panel, block, input in it, half) -> f32x16, which the scale multiplies
 
 
 def make_tile(pieces: Pieces, shape: Tile) -> TileKernel:
@@ -86,14 +71,3 @@ def make_tile(pieces: Pieces, shape: Tile) -> TileKernel:
 
     made: TileKernel = panel
     return made
-
-
-def panel_codes(pieces: Pieces) -> Callable[..., Any]:
-    """Where the codes of a panel begin."""
-    offset, block_bytes = pieces.codes, pieces.block_bytes
-
-    @kernel
-    def codes_of(weight: int, panel: int, blocks: int) -> int:
-        return load_i64(weight + offset) + panel * blocks * block_bytes
-
-    return codes_of

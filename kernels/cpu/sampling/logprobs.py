@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from edgellm.kernels.cpu.sampling.candidates import KEYS, LOWEST, TOKENS, WEIGHTS, gather, heaviest, weigh
 from edgellm.kernels.cpu.math import log_scalar
+from edgellm.kernels.cpu.sampling.candidates import KEYS, LOWEST, TOKENS, WEIGHTS, gather, heaviest, weigh
 from edgellm.kernels.cpu.sampling.truncate import contenders
 from edgellm.kernels.ops import SAMPLER
 from edgellm.kernels.simd.kernel import kernel

@@ -6,6 +6,7 @@ else runs.
 
 import numpy as np
 
+from edgellm.kernels.cpu.math import log_scalar
 from edgellm.kernels.cpu.sampling import truncate
 from edgellm.kernels.cpu.sampling.candidates import (
     ALL,
@@ -19,7 +20,6 @@ from edgellm.kernels.cpu.sampling.candidates import (
     weigh_in_play,
 )
 from edgellm.kernels.cpu.sampling.logprobs import remember, write_logprobs
-from edgellm.kernels.cpu.math import log_scalar
 from edgellm.kernels.cpu.sampling.penalties import apply_biases, ban, penalize, penalize_continuations
 from edgellm.kernels.cpu.sampling.truncate import LN_2, MU
 from edgellm.kernels.ops import SAMPLE, SAMPLER, SAMPLERS, STEP

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.kernels.cpu.math import exp_scalar
 from edgellm.kernels.cpu.sampling.candidates import (
     ALL,
     ANY_TOKEN,
@@ -35,7 +36,6 @@ from edgellm.kernels.cpu.sampling.candidates import (
     weigh_alike,
     weigh_in_play,
 )
-from edgellm.kernels.cpu.math import exp_scalar
 from edgellm.kernels.ops import SAMPLER
 from edgellm.kernels.simd.arithmetic import absolute, choose, fold_sum, maximum, splat_f32, zero_f32
 from edgellm.kernels.simd.kernel import kernel

@@ -8,7 +8,7 @@ import pytest
 
 import edgellm
 from edgellm import Model
-from edgellm.model.step import Rows, Stepper
+from edgellm.backends.cpu.runner import Rows
 from tests.edgellm.engine.requests import CONTEXT
 from tests.tiny import make_tiny_gguf
 
@@ -41,10 +41,10 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
 
 def before_steps(monkeypatch: pytest.MonkeyPatch, act: Callable[[list[Rows]], object]) -> None:
     """Call `act` with what a step is to compute, before it does."""
-    run = Stepper.run
+    run = Runner.run
 
-    def wrapped(self: Stepper, batch: list[Rows], **options: Any) -> None:
+    def wrapped(self: Runner, batch: list[Rows], **options: Any) -> None:
         act(batch)
         run(self, batch, **options)
 
-    monkeypatch.setattr(Stepper, "run", wrapped)
+    monkeypatch.setattr(Runner, "run", wrapped)

@@ -8,12 +8,12 @@ import pytest
 
 import edgellm
 from edgellm import Choice, Model, Regex, SamplingParams
+from edgellm.backends.cpu.runner import Rows
 from edgellm.engine import model as model_module
 from edgellm.engine.logprobs import Logprobs, mean_logprob
 from edgellm.errors import OptionError
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import kv_bytes_per_token
-from edgellm.model.step import Rows
 from tests.edgellm.engine.conftest import before_steps
 from tests.edgellm.engine.requests import CONTEXT, HAS_CONSTRAINTS, Asked, answer_alone, given, random_requests
 

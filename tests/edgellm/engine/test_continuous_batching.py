@@ -10,6 +10,7 @@ import pytest
 
 import edgellm
 from edgellm import Model, SamplingParams
+from edgellm.backends.cpu.runner import Rows
 from edgellm.engine import model as model_module
 from edgellm.engine.constrain import Regex
 from edgellm.engine.masks import Masks
@@ -19,7 +20,6 @@ from edgellm.errors import ContextLengthError, GrammarError
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVMemoryError, kv_bytes_per_token
 from edgellm.memory.prefix import PrefixCache
-from edgellm.model.step import Rows
 from tests.edgellm.engine.conftest import before_steps
 from tests.edgellm.engine.requests import CONTEXT, HAS_CONSTRAINTS
 

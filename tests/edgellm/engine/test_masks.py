@@ -14,7 +14,7 @@ from edgellm import Model, Probe, SamplingParams
 from edgellm.engine import masks
 from edgellm.engine.constrain import Matcher, Regex
 from edgellm.errors import GrammarError
-from edgellm.model.step import Stepper
+from edgellm.model.step import Runner
 from tests.edgellm.engine.requests import CONSTRAINTS, HAS_CONSTRAINTS, Asked, answer, answer_together, given
 
 pytestmark = pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
@@ -103,9 +103,9 @@ def test_behind_an_interrupted_step_masks_are_written_anew(
     params = SamplingParams(constraint=LETTERS, temperature=1.0, seed=1, speculation="off")
     alone = model.generate([5, 80, 90], params)
     list(alone)
-    run, calls = Stepper.run, iter(range(100))
+    run, calls = Runner.run, iter(range(100))
 
-    def interrupted(self: Stepper, *args: object, **options: object) -> None:
+    def interrupted(self: Runner, *args: object, **options: object) -> None:
         broken = next(calls) == 4
         if behind or not broken:
             run(self, *args, **options)  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def test_behind_an_interrupted_step_masks_are_written_anew(
             raise KeyboardInterrupt
 
     driver, stream = model.generate([7, 8], SamplingParams(max_tokens=50)), model.generate([5, 80, 90], params)
-    monkeypatch.setattr(Stepper, "run", interrupted)
+    monkeypatch.setattr(Runner, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(driver)
     list(stream)

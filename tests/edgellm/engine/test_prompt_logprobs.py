@@ -7,14 +7,14 @@ import pytest
 
 import edgellm
 from edgellm import Logprobs, Model, Probe, Regex, SamplingParams
+from edgellm.backends.cpu.runner import Rows
 from edgellm.engine import model as model_module
 from edgellm.engine import request as request_module
 from edgellm.engine.logprobs import logprobs_of
 from edgellm.engine.sizes import MAX_LOGIT_ROWS
+from edgellm.inspect.probe import Observation
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import kv_bytes_per_token
-from edgellm.model.probe import Observation
-from edgellm.model.step import Rows
 from tests.edgellm.engine.requests import CONTEXT, HAS_CONSTRAINTS, given
 
 TEXT = [3 + 13 * place * place % 260 for place in range(CONTEXT - 30)]

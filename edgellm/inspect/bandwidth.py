@@ -4,10 +4,10 @@ import time
 
 import numpy as np
 
+from edgellm.backends.cpu.team import Team
 from edgellm.kernels import ops
 from edgellm.kernels.jit import Library
 from edgellm.memory.buffers import address, aligned_zeros
-from edgellm.model.team import Team
 
 BUFFER_BYTES = 1 << 28  # many times any cache
 ROUNDS = 8

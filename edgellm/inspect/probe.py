@@ -6,16 +6,16 @@ Costs nothing where nobody asks. A step that is watched is walked in parts, betw
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.config import ModelConfig
+from edgellm.backends.cpu.runner import Rows, Runner
 from edgellm.errors import OptionError
+from edgellm.families.network import Attention, Network
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVCache, Sequence
-from edgellm.model.step import Rows, Stepper
+from edgellm.runtime.graph import Mark
 
 Array = NDArray[np.float32]
 
@@ -48,19 +48,20 @@ class Probe:
     attention: Iterable[tuple[int, int]] = ()
     timings: bool = False
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, network: Network) -> None:
         """Errors: OptionError for layers or heads that the model has not."""
+        count = len(network.layers)
         for layer in self.hidden:
-            if not 0 <= layer <= config.layers:
-                raise OptionError(f"hidden state {layer!r} is not in 0..{config.layers}")
+            if not 0 <= layer <= count:
+                raise OptionError(f"hidden state {layer!r} is not in 0..{count}")
         for layer, head in self.attention:
-            if not (0 <= layer < config.layers and 0 <= head < config.heads):
-                raise OptionError(
-                    f"attention of layer {layer!r}, head {head!r}: there are {config.layers} layers of {config.heads}"
-                )
+            mixer = network.layers[layer].mixer if 0 <= layer < count else None
+            if not (isinstance(mixer, Attention) and 0 <= head < mixer.heads):
+                heads = f"{mixer.heads} heads" if isinstance(mixer, Attention) else "no attention there"
+                raise OptionError(f"attention of layer {layer!r}, head {head!r}: there are {count} layers, and {heads}")
 
 
-def run_watched(stepper: Stepper, batch: list[Rows], probes: list[Probe | None]) -> list[Observation | None]:
+def run_watched(runner: Runner, batch: list[Rows], probes: list[Probe | None]) -> list[Observation | None]:
     """Run a step and look at the rows of those with a probe."""
     observations = [
         None if probe is None else Observation(rows.sequence.length, list(rows.tokens))
@@ -68,22 +69,23 @@ def run_watched(stepper: Stepper, batch: list[Rows], probes: list[Probe | None])
     ]
     counts = [len(rows.tokens) for rows in batch]
     places = [slice(end - count, end) for end, count in zip(np.cumsum(counts), counts, strict=True)]
-    stops: defaultdict[int, list[Callable[[], None]]] = defaultdict(list)
+    watch: defaultdict[Mark, list[Callable[[], None]]] = defaultdict(list)
     for rows, probe, seen, place in zip(batch, probes, observations, places, strict=True):
         if probe is None or seen is None:
             continue
         for layer in probe.hidden:
-            stops[stepper.layer_begin(layer)].append(_Copy(seen.hidden, layer, stepper.residual, place))
+            at = Mark("layer", layer)
+            watch[at].append(_Copy(seen.hidden, layer, runner.read(at), place))
         for layer, head in probe.attention:
-            look = _Attention(seen.attention, layer, head, stepper, rows.sequence, place)
-            stops[stepper.attention_begin(layer)].append(look)
-    times = np.zeros(len(stepper.operations) + 1, np.int64)
-    stepper.run(batch, times, {at: _all_of(looks) for at, looks in stops.items()})
-    logits, at = stepper.logits, 0
+            look = _Attention(seen.attention, layer, head, runner, rows.sequence, place)
+            watch[Mark("attention", layer)].append(look)
+    times = np.zeros(len(runner.operations) + 1, np.int64)
+    runner.run(batch, times, {at: _all_of(looks) for at, looks in watch.items()})
+    logits, at = runner.logits, 0
     for rows, probe, seen in zip(batch, probes, observations, strict=True):
         if probe is not None and seen is not None:
             seen.logits = logits[at : at + len(rows.logits)].copy() if probe.logits else None
-            seen.seconds = _seconds(stepper, times) if probe.timings else {}
+            seen.seconds = _seconds(runner, times) if probe.timings else {}
         at += len(rows.logits)
     return observations
 
@@ -98,51 +100,33 @@ class _Copy:
 
 class _Attention:
     def __init__(
-        self, into: dict[tuple[int, int], Array], layer: int, head: int, stepper: Stepper, sequence: Sequence,
+        self, into: dict[tuple[int, int], Array], layer: int, head: int, runner: Runner, sequence: Sequence,
         place: slice,
     ) -> None:  # fmt: skip
         self._into, self._layer, self._head = into, layer, head
-        self._stepper, self._sequence, self._place = stepper, sequence, place
+        self._runner, self._sequence, self._place = runner, sequence, place
 
     def __call__(self) -> None:
-        config, first = self._stepper.config, self._sequence.length
-        q = self._stepper.query[self._place].reshape(-1, config.heads, config.head_size)[:, self._head]
+        mixer, first = self._runner.network.layers[self._layer].mixer, self._sequence.length
+        queries = self._runner.read(Mark("attention", self._layer))[self._place]
+        q = queries.reshape(-1, mixer.heads, mixer.head_size)[:, self._head]
         seen = first + len(q)
-        kv_head = self._head // (config.heads // config.kv_heads)
-        keys = read_keys(self._stepper.cache, config, self._sequence, self._layer, kv_head, seen)
+        kv_head = self._head // (mixer.heads // mixer.kv_heads)
+        keys = read_keys(self._runner.cache, self._sequence, self._layer, kv_head, seen)
         age = first + np.arange(len(q))[:, None] - np.arange(seen)
-        visible = (age >= 0) & (age < (config.sliding_window or seen))
+        visible = (age >= 0) & (age < (mixer.window or seen))
         scores = np.where(visible, q @ keys.T, np.float32(-np.inf))  # queries are scaled, by log2(e) as well
         weights = np.exp2(scores - scores.max(-1, keepdims=True))
         self._into[self._layer, self._head] = weights / weights.sum(-1, keepdims=True)
 
 
-def read_keys(
-    cache: KVCache, config: ModelConfig, sequence: Sequence, layer: int, kv_head: int, count: int
-) -> NDArray[np.float32]:
-    """Keys of a sequence's first `count` positions, as the buffer of queries wants them, float32 [count][E].
-
-    kernels/ops.py says how they lie.
-    """
-    size = config.head_size
-    offset = layer * cache.layer_stride + kv_head * cache.head_stride
-    result = np.empty((-(-count // KV_BLOCK) * KV_BLOCK, size), np.float32)
-    for number, block in enumerate(sequence.blocks[: len(result) // KV_BLOCK]):
-        data = cache.block_view(block)[offset : offset + cache.head_stride]
-        keys: Any
-        if cache.dtype == "bf16":
-            keys = _bf16(data[: size * KV_BLOCK * 2])
-            keys = keys.reshape(size // 2, KV_BLOCK, 2).transpose(1, 0, 2).reshape(KV_BLOCK, size)
-        else:
-            scales = _bf16(data[2 * size * KV_BLOCK :][: size // 32 * KV_BLOCK * 2]).reshape(size // 32, KV_BLOCK)
-            codes = data[: size * KV_BLOCK].view(np.int8).reshape(size, KV_BLOCK)
-            keys = codes.T * scales.T.repeat(32, axis=1)
-        result[number * KV_BLOCK : (number + 1) * KV_BLOCK] = keys
-    return result[:count]
-
-
-def _bf16(data: NDArray[np.uint8]) -> Array:
-    return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+def read_keys(cache: KVCache, sequence: Sequence, layer: int, kv_head: int, count: int) -> NDArray[np.float32]:
+    """Keys of a sequence's first `count` positions, as the queries want them, float32 [count][E]."""
+    found, blocks = cache.layout.layers[layer], sequence.blocks[: -(-count // KV_BLOCK)]
+    begin = found.offset + kv_head * found.head_stride
+    views = (cache.block_view(block)[begin : begin + found.head_stride] for block in blocks)
+    keys = [cache.layout.kv_format.read(view, found.state.head_size)[0] for view in views]
+    return np.concatenate(keys)[:count]
 
 
 def _all_of(looks: list[Callable[[], None]]) -> Callable[[], None]:
@@ -153,10 +137,10 @@ def _all_of(looks: list[Callable[[], None]]) -> Callable[[], None]:
     return look
 
 
-def _seconds(stepper: Stepper, times: NDArray[np.int64]) -> dict[str, float]:
+def _seconds(runner: Runner, times: NDArray[np.int64]) -> dict[str, float]:
     """Time by kind of operation; ticks are the processor's, and the step's seconds say how long one is."""
     ticks: defaultdict[str, int] = defaultdict(int)
-    for name, taken in zip(stepper.operations, np.diff(times).tolist(), strict=True):
+    for name, taken in zip(runner.operations, np.diff(times).tolist(), strict=True):
         ticks[name] += taken
-    second = (times[-1] - times[0]) / stepper.last_seconds
+    second = (times[-1] - times[0]) / runner.last_seconds
     return {name: taken / second for name, taken in ticks.items()}

@@ -1,0 +1,167 @@
+"""A fused and planned graph as records for our kernels: kernels/ops.py says what each word is.
+
+Arenas that the records point to: weights (the packed file's data), work and tables (runtime/plan.py), step (step.py)
+and kv (the blocks of the KV cache).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgellm.backends.cpu.step import StepLayout
+from edgellm.kernels import ops
+from edgellm.kernels.panels import PANEL, padded_rows
+from edgellm.memory.state import PagedLayout
+from edgellm.packed.header import PackedHeader
+from edgellm.runtime.graph import Graph, LayerState, Operand, Operation, Part, RopeTable, Tensor, Value
+from edgellm.runtime.plan import Place, Plan
+from edgellm.runtime.program import Kernel, Program, ProgramWriter, Ref, Word, in_order
+
+KERNELS = {"attend": ops.ATTEND, "combine": ops.ATTEND, "embed": ops.EMBED, "norm": ops.NORM,
+           "quantize": ops.QUANTIZE, "sample": ops.SAMPLE}  # fmt: skip
+
+
+def lower(graph: Graph, plan: Plan, header: PackedHeader, kv: PagedLayout, step: StepLayout) -> Program:
+    """The program of a graph."""
+    lowering = _Lowering(graph, plan, header, kv, step)
+    return lowering.program()
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, plan: Plan, header: PackedHeader, kv: PagedLayout, step: StepLayout) -> None:
+        self._graph, self._plan, self._header, self._kv, self._step = graph, plan, header, kv, step
+        self._writer = ProgramWriter(len(graph.operations))
+
+    def program(self) -> Program:
+        for op in self._graph.operations:
+            if op.kind == "product":
+                self._product(op)
+            else:
+                self._operation(op)
+        return self._writer.program(tuple(op.label for op in self._graph.operations), self._graph.marks())
+
+    def _operation(self, op: Operation) -> None:
+        assert op.call is not None or op.kind in KERNELS, f"no kernel for {op}"
+        record = op.call.record if op.call else KERNELS[op.kind]
+        barrier = ops.BARRIER if op.kind != "embed" else ops.NO_BARRIER
+        words = self._words(record, {**op.operands, "out": op.operands.get("out", op.output)})
+        self._writer.operation(record, kernel=Kernel(op.kind), barrier=barrier, **words)
+
+    def _product(self, op: Operation) -> None:
+        """Where every thread has normalized few rows for itself, none waits for the others."""
+        x = op.operands["x"]
+        assert isinstance(x, Value)
+        place, plan = self._plan.places[x], self._plan
+        has_own = place.own is not None
+        self._writer.operation(
+            ops.PRODUCT,
+            kernel=Kernel("product"),
+            barrier=ops.BARRIER_OF_MANY if has_own else ops.BARRIER,
+            parts=self._writer.table([self._part(part) for part in op.parts]),
+            part_count=len(op.parts),
+            x_codes=Ref("work", place.offset),
+            x_meta=Ref("work", place.meta),
+            own_codes=_optional(place.own),
+            own_meta=_optional(place.own_meta if has_own else None),
+            columns=x.width,
+            selected=int(x.is_selected),
+            scratch=Ref("work", plan.scratch),
+            scratch_stride=plan.scratch_stride,
+            outliers=Ref("work", plan.outliers),
+            outliers_stride=plan.outliers_stride,
+        )
+
+    def _part(self, part: Part) -> tuple[Word, ...]:
+        weight, second = part.operands["weight"], part.operands.get("up")
+        assert isinstance(weight, Tensor)
+        record = ops.EPILOGUES[part.epilogue]
+        name = part.epilogue
+        if name in ("query", "key", "value"):
+            name += f"_{self._kv.kv_format.name}"
+        rows, _ = self._header.network.matrices()[weight.name]
+        words = {
+            "weight": self._operand(weight),
+            "second": 0 if second is None else self._operand(second),
+            "panels": padded_rows(rows) // PANEL,
+            "epilogue": Kernel(name),
+            "operands": self._writer.record(record, **self._words(record, {**part.operands, "out": part.output})),
+        }
+        return in_order(ops.PART, words)
+
+    def _words(self, record: ops.Record, operands: Mapping[str, Operand]) -> dict[str, Word]:
+        """The words of a record that name operands; quantized rows are two words, or four with the threads' copies."""
+        named: dict[str, Word] = {
+            "scratch": Ref("work", self._plan.scratch),
+            "scratch_stride": self._plan.scratch_stride,
+            "partials": Ref("work", self._plan.partials),
+            "chunks": self._plan.chunks,
+        }
+        for name, operand in operands.items():
+            if isinstance(operand, Value):
+                named |= _value_words(name, operand, self._plan.places[operand])
+            else:
+                named[name] = self._operand(operand)
+        return {name: named[name] for name in record.names if name not in ops.HEAD}
+
+    def _operand(self, operand: Operand) -> Word:
+        match operand:
+            case Tensor():
+                return self._tensor(operand.name)
+            case LayerState():
+                return self._cache(operand.layer)
+            case RopeTable():
+                return Ref("tables", self._plan.rope[operand])
+            case float():
+                return float_bits(operand)
+            case int():
+                return operand
+            case None:
+                return 0
+        raise AssertionError(operand)
+
+    def _tensor(self, name: str) -> Ref:
+        """Of a matrix the record that its kernels take, of a vector its floats."""
+        table = self._header.table
+        if name in table:
+            return Ref("weights", table[name].begin)
+        quant = self._header.quants[name]
+        parts = {part: Ref("weights", table[f"{name}.{part}"].begin) for part in quant.parts(PANEL, quant.group)}
+        kernels = {which: Kernel(f"{which}_{quant.unit}") for which in ops.WEIGHT_HEAD}
+        return self._writer.record(quant.record, **kernels, **parts, **quant.numbers())
+
+    def _cache(self, layer: int) -> Ref:
+        found, name = self._kv.layers[layer], self._kv.kv_format.name
+        return self._writer.record(
+            ops.CACHE,
+            blocks=Ref("kv", 0),
+            tables=Ref("step", self._step.tables),
+            table_stride=self._step.table_stride,
+            block_stride=self._kv.block_bytes,
+            offset=found.offset,
+            head_stride=found.head_stride,
+            head_size=found.state.head_size,
+            score=Kernel(f"score_{name}"),
+            values=Kernel(f"values_{name}"),
+        )
+
+
+def _value_words(name: str, value: Value, place: Place) -> dict[str, Word]:
+    size: dict[str, Word] = {"width": value.width, "stride": place.stride, f"{name}_stride": place.stride}
+    if not value.is_quantized:
+        return size | {name: Ref("work", place.offset)}
+    has_own = place.own is not None
+    return size | {
+        f"{name}_codes": Ref("work", place.offset),
+        f"{name}_meta": Ref("work", place.meta),
+        "own_codes": _optional(place.own),
+        "own_meta": _optional(place.own_meta if has_own else None),
+    }
+
+
+def _optional(offset: int | None) -> Word:
+    return 0 if offset is None else Ref("work", offset)
+
+
+def float_bits(value: float) -> int:
+    """The bits of a float32, as a word of a record carries them."""
+    return int(np.float32(value).view(np.int32))

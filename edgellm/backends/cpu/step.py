@@ -1,0 +1,26 @@
+"""The step arena: the record that kernels read what is at work from (kernels/ops.py, STEP), and its arrays."""
+
+from edgellm.kernels import ops
+from edgellm.memory.buffers import ALIGNMENT
+from edgellm.runtime.plan import StepShape
+
+
+class StepLayout:
+    """Offsets of the arrays, in bytes; the record is at 0."""
+
+    def __init__(self, shape: StepShape) -> None:
+        self.table_stride = -(-shape.context // ops.KV_BLOCK)  # blocks of a sequence
+        self.nbytes = 8 * len(ops.STEP.names)
+        self.tokens = self._take(shape.rows * 4)
+        self.positions = self._take(shape.rows * 4)
+        self.sequences = self._take(shape.rows * 4)
+        self.sequence_rows = self._take(shape.rows * 8)
+        self.spans = self._take(shape.rows * 8)
+        self.logit_rows = self._take(shape.logit_rows * 4)
+        self.samplers = self._take(shape.logit_rows * 8)
+        self.tables = self._take(shape.rows * self.table_stride * 4)
+
+    def _take(self, nbytes: int) -> int:
+        offset = -(-self.nbytes // ALIGNMENT) * ALIGNMENT
+        self.nbytes = offset + nbytes
+        return offset

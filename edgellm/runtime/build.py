@@ -1,0 +1,12 @@
+"""A network's graph, as its family says it."""
+
+from edgellm.families import find_family
+from edgellm.families.network import Network
+from edgellm.runtime.graph import Graph, GraphBuilder
+
+
+def network_graph(network: Network) -> Graph:
+    """What a step of a network computes."""
+    builder = GraphBuilder(len(network.layers))
+    find_family(network.family).build(network, builder)
+    return builder.graph()

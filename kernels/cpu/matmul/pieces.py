@@ -1,0 +1,72 @@
+"""What a weight format gives to the kernels that are made for it.
+
+Nothing here depends on the shape of register tiles: tune.py times tiles of all shapes before one is chosen.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from edgellm.kernels.ops import Record
+from edgellm.kernels.simd.arithmetic import bits_at, f32_from_i32, splat_i32
+from edgellm.kernels.simd.kernel import inlined
+from edgellm.kernels.simd.memory import load_f16x16, load_i32x16, load_i64
+
+
+class Pieces(NamedTuple):
+    """What a weight format gives to the kernels that are made for it: functions to become part of them.
+
+    `at` is what `open_panel` found: three numbers that say where a panel's scales lie. `half` is 0 or 1, the first or
+    the last 16 rows of the panel.
+    """
+
+    block_bytes: int  # of the codes of a panel, 32 inputs of each of its rows
+    codes: int  # offset of the address of all codes in the format's record
+    make_dots: Callable[[int, int], Callable[..., Any]]  # halves, tokens -> dots(codes, x, meta), see dots.py
+    open_panel: Callable[..., Any]  # (weight record, panel, blocks) -> at
+    scale: Callable[..., Any]  # (at, block, half) -> f32x16
+    minimum: Callable[..., Any] | None  # likewise, for formats that have minimums
+    code: Callable[..., Any]  # (codes of the panel, block, input in it, half) -> f32x16, which the scale multiplies
+
+
+def nibble_code(zero_point: int) -> Callable[..., Any]:
+    """`Pieces.code` of a plane of 4 bits."""
+
+    @inlined
+    def code(codes: int, block: int, place: int, half: int) -> Any:
+        column = codes + block * 512 + half * 256 + ((place & 12) << 4)
+        return f32_from_i32(bits_at(load_i32x16(column), (place & 3) * 8 + (place >> 4) * 4, 4) - splat_i32(zero_point))
+
+    made: Callable[..., Any] = code
+    return made
+
+
+@inlined
+def byte_code(codes: int, block: int, place: int, half: int) -> Any:
+    """`Pieces.code` of a plane of 8 bits."""
+    column = codes + block * 1024 + half * 512 + ((place >> 2) << 6)
+    return f32_from_i32(bits_at(load_i32x16(column), (place & 3) * 8, 8) - splat_i32(128))
+
+
+def grouped_pieces(
+    record: Record, *, block_bytes: int, make_dots: Callable[[int, int], Callable[..., Any]], code: Callable[..., Any]
+) -> Pieces:
+    """The pieces of a GroupedQuant: scales and minimums are f16 [panel][group][32], a group of 2^group_shift blocks."""
+    scales, group_shift = record.scales, record.group_shift
+    has_minimums = "mins" in record.names
+    mins = record.mins if has_minimums else record.scales
+
+    @inlined
+    def open_panel(weight: int, panel: int, blocks: int) -> Any:
+        shift = load_i64(weight + group_shift)
+        offset = panel * (blocks >> shift) * 64
+        return load_i64(weight + scales) + offset, load_i64(weight + mins) + offset, shift
+
+    @inlined
+    def scale(at: Any, block: int, half: int) -> Any:
+        return load_f16x16(at[0] + (block >> at[2]) * 64 + half * 32)
+
+    @inlined
+    def minimum(at: Any, block: int, half: int) -> Any:
+        return load_f16x16(at[1] + (block >> at[2]) * 64 + half * 32)
+
+    return Pieces(block_bytes, record.codes, make_dots, open_panel, scale, minimum if has_minimums else None, code)
