@@ -180,7 +180,7 @@ def compile_units(
             selection.settle(choose(target, Library(target, [compile_probes(context, target)])))
         entries = {unit: entries_of(unit) for unit in units}
         _refresh(context)
-        total, names = sum(map(len, entries.values())), []
+        total, names = sum(map(len, entries.values())), list[str]()
 
         def report(name: str) -> None:
             progress(len(names), total, name)

@@ -234,6 +234,11 @@ class Model:
         return self._store is not None
 
     @property
+    def block_bytes(self) -> int:
+        """Memory that the keys and values of KV_BLOCK tokens take."""
+        return self._cache.layout.block_bytes
+
+    @property
     def num_free_blocks(self) -> int:
         """Blocks that hold nothing, or only what the prefix cache can do without."""
         return self.engine.num_free_blocks

@@ -74,13 +74,13 @@ def run_watched(runner: Runner, batch: list[Rows], probes: list[Probe | None]) -
         if probe is None or seen is None:
             continue
         for layer in probe.hidden:
-            at = Mark("layer", layer)
-            watch[at].append(_Copy(seen.hidden, layer, runner.read(at), place))
+            mark = Mark("layer", layer)
+            watch[mark].append(_Copy(seen.hidden, layer, runner.read(mark), place))
         for layer, head in probe.attention:
             look = _Attention(seen.attention, layer, head, runner, rows.sequence, place)
             watch[Mark("attention", layer)].append(look)
     times = np.zeros(len(runner.operations) + 1, np.int64)
-    runner.run(batch, times, {at: _all_of(looks) for at, looks in watch.items()})
+    runner.run(batch, times, {mark: _all_of(looks) for mark, looks in watch.items()})
     logits, at = runner.logits, 0
     for rows, probe, seen in zip(batch, probes, observations, strict=True):
         if probe is not None and seen is not None:

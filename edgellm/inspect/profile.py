@@ -9,7 +9,7 @@ from edgellm.backends.cpu.runner import Rows, Runner
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import Sequence
 from edgellm.packed.read import PackedModel
-from edgellm.runtime.graph import Operation, Tensor
+from edgellm.runtime.graph import LayerState, Operation, Tensor
 
 REPEATS = 10
 
@@ -59,12 +59,12 @@ def profile(runner: Runner, packed: PackedModel, rows: int, depth: int) -> list[
 def _work(op: Operation, runner: Runner, packed: PackedModel, rows: int, depth: int) -> tuple[int, int]:
     """Bytes read and products made by an operation."""
     if op.kind == "attend":
-        named = op.operands
-        layer = runner.cache.layout.layers[named["state"].layer]  # type: ignore[union-attr]
+        state = op.operands["state"]
+        assert isinstance(state, LayerState)
+        layer = runner.cache.layout.layers[state.layer]
         token_bytes = layer.state.kv_heads * layer.head_stride // KV_BLOCK
         positions = rows * depth + rows * (rows + 1) // 2
-        heads, head_size = int(named["heads"]), int(named["head_size"])  # type: ignore[arg-type]
-        return (depth + rows) * token_bytes, 2 * positions * heads * head_size
+        return (depth + rows) * token_bytes, 2 * positions * op.number("heads") * op.number("head_size")
     if op.kind == "product":
         named_weights = [operand for part in op.parts for operand in part.operands.values()]
         weights = [packed.weights[tensor.name] for tensor in named_weights if isinstance(tensor, Tensor)]

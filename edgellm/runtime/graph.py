@@ -103,6 +103,12 @@ class Operation:
     label: str = ""  # for people: profiles and timings sum by it
     call: KernelCall | None = None
 
+    def number(self, name: str) -> int:
+        """An operand that is a count."""
+        value = self.operands[name]
+        assert isinstance(value, int), (name, value)
+        return value
+
     @property
     def reads(self) -> tuple[Value, ...]:
         operands = (self.operands, *(part.operands for part in self.parts))
@@ -151,7 +157,8 @@ class GraphBuilder:
         """Of the residual stream behind the last layer, the rows whose logits are wanted."""
         self._marks.append(Mark("layer", self._num_layers))
         output = self._value("selected", x.width, is_selected=True)
-        return self._append("select", output, x=x)
+        self._append("select", output, x=x)
+        return output
 
     def norm(self, x: Value, weight: str, epsilon: float) -> Value:
         return self._emit("norm", "normed", x.width, x=x, weight=self.tensor(weight), epsilon=epsilon)
@@ -173,8 +180,10 @@ class GraphBuilder:
         self._append("keep", None, x=k, state=state, head_size=head_size, what="key")
         self._append("keep", None, x=v, state=state, head_size=head_size, what="value")
         self._marks.append(Mark("attention", self._layer))
-        sizes = {"heads": heads, "kv_heads": kv_heads, "head_size": head_size, "window": window or 0}
-        return self._emit("attend", "attended", q.width, q=q, state=state, **sizes)
+        return self._emit(
+            "attend", "attended", q.width, q=q, state=state, heads=heads, kv_heads=kv_heads, head_size=head_size,
+            window=window or 0,
+        )  # fmt: skip
 
     def swiglu(self, gate: Value, up: Value) -> Value:
         return self._emit("swiglu", "activated", gate.width, gate=gate, up=up)
@@ -205,7 +214,8 @@ class GraphBuilder:
     def _quantize(self, x: Value) -> Value:
         if x not in self._quantized:
             output = self._value(x.name, x.width, is_quantized=True, is_selected=x.is_selected)
-            self._quantized[x] = self._append("quantize", output, x=x)
+            self._append("quantize", output, x=x)
+            self._quantized[x] = output
         return self._quantized[x]
 
     def _value(self, name: str, width: int, *, is_quantized: bool = False, is_selected: bool = False) -> Value:
@@ -214,11 +224,12 @@ class GraphBuilder:
 
     def _emit(self, kind: str, name: str, width: int, label: str = "", **operands: Operand) -> Value:
         is_selected = any(isinstance(value, Value) and value.is_selected for value in operands.values())
-        return self._append(kind, self._value(name, width, is_selected=is_selected), label, **operands)
-
-    def _append(self, kind: str, output: Any, label: str = "", **operands: Operand) -> Any:
-        self._operations.append(Operation(kind, output, operands, (), self._take_marks(), label or kind))
+        output = self._value(name, width, is_selected=is_selected)
+        self._append(kind, output, label, **operands)
         return output
+
+    def _append(self, kind: str, output: Value | None, label: str = "", **operands: Operand) -> None:
+        self._operations.append(Operation(kind, output, operands, (), self._take_marks(), label or kind))
 
     def _take_marks(self) -> tuple[Mark, ...]:
         marks = tuple(self._marks)

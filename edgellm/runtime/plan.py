@@ -68,8 +68,8 @@ def plan(graph: Graph, shape: StepShape) -> Plan:
     """Values of the same name, width and kind share memory where their lives do not overlap."""
     arena = _Arena()
     places = _place_values(graph, shape, arena)
-    attention = [op.operands for op in graph.operations if op.kind == "attend"]
-    heads = [(int(o["heads"]), int(o["kv_heads"]), int(o["head_size"])) for o in attention]  # type: ignore[arg-type]
+    attention = [op for op in graph.operations if op.kind == "attend"]
+    heads = [(op.number("heads"), op.number("kv_heads"), op.number("head_size")) for op in attention]
     chunks = -(-shape.context // ops.CHUNK)
     results = max((h * (ops.RESULT_HEADER + e) for h, _, e in heads), default=0)
     widest = max((value.width for op in graph.operations for value in op.writes if value.is_quantized), default=0)

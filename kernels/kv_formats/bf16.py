@@ -39,7 +39,8 @@ class BF16:
 
 
 def _bits(x: Array) -> NDArray[np.uint16]:
-    return (bf16(x).view(np.uint32) >> 16).astype(np.uint16)
+    rounded: NDArray[np.float32] = bf16(x)
+    return (rounded.view(np.uint32) >> 16).astype(np.uint16)
 
 
 def _floats(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

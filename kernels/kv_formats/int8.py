@@ -25,7 +25,8 @@ class INT8:
         return 2 * KV_BLOCK * (head_size + head_size // 32 * 2)
 
     def prepare(self, x: Array) -> Array:
-        return hadamard(x)
+        prepared: Array = hadamard(x)
+        return prepared
 
     def write(self, block: NDArray[np.uint8], slot: int, key: Array, value: Array) -> None:
         keys, values, scales = self._views(block, len(key))

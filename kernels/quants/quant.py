@@ -98,8 +98,10 @@ class GroupedQuant(Quant):
         self, codes: NDArray[np.uint8], scales: NDArray[np.float16], mins: NDArray[np.float16] | None = None
     ) -> Parts:
         """Codes uint8 [N][C], unsigned, scales and minimums [N][C/G] in natural order -> parts."""
-        parts = {"codes": self.pack_codes(codes), "scales": pack_per_row(scales)}
-        return parts if mins is None else {**parts, "mins": pack_per_row(mins)}
+        parts: Parts = {"codes": self.pack_codes(codes), "scales": pack_per_row(scales)}
+        if mins is not None:
+            parts["mins"] = pack_per_row(mins)
+        return parts
 
     def decode(self, parts: Mapping[str, NDArray[Any]], rows: int) -> NDArray[np.float32]:
         values = self.unpack_codes(parts["codes"], rows).astype(np.float32) - np.float32(self.zero_point)
@@ -117,7 +119,7 @@ class GroupedQuant(Quant):
         """The inverse of `pack_codes`."""
 
     def rounded(
-        self, groups: NDArray[np.float32], scales: NDArray[np.float32], lowest: int, highest: int
+        self, groups: NDArray[np.float32], scales: NDArray[np.floating], lowest: int, highest: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
         """Groups [N][C/G][G] by scales [N][C/G] -> codes [N][C] in lowest..highest, and the scales as they are kept."""
         kept = scales.astype(np.float16)

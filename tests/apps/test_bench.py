@@ -14,7 +14,6 @@ from edgellm.apps.peer import PeerResult
 from edgellm.apps.pull import pull
 from edgellm.inspect import bandwidth
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVCache, kv_bytes_per_token
 from edgellm.packed.header import open_header
 from edgellm.packed.read import open_packed
 from edgellm.store import Store
@@ -147,8 +146,7 @@ def test_bytes_of_a_token_are_the_weights_it_needs_and_its_past(tmp_path: Path, 
         if tied or name != "embedding"
     ) + sum(vector.nbytes for vector in model.vectors.values())
     assert bytes_per_token(open_header(path), 0) == needed
-    assert bytes_per_token(open_header(path), KV_BLOCK) == needed + KVCache(model.config, 1).block_stride
-    assert kv_bytes_per_token(model.config, "bf16") * KV_BLOCK == KVCache(model.config, 1).block_stride
+    assert bytes_per_token(open_header(path), KV_BLOCK) == needed + model.block_bytes
 
 
 def test_peak_memory_sees_what_was_touched_and_given_back() -> None:

@@ -36,7 +36,7 @@ def test_list(run: Run, tiny: str) -> None:
 def test_show(run: Run, tiny: str) -> None:
     found = json.loads(run("models", "show", tiny, "--json").out)
     header = open_header(Store().path(tiny))
-    assert found["config"] == header.config.to_json()
+    assert found["config"] == header.network.config
     assert found["provenance"] == header.provenance
     assert found["report"] == header.report
     assert found["chat_template"] == header.chat_template

@@ -11,18 +11,16 @@ import pytest
 
 from edgellm.converters.convert import convert
 from edgellm.converters.gguf_reader import open_gguf
-from edgellm.converters.names import gguf_name, match_tensors, read_config
 from edgellm.converters.on_the_fly import pack_on_the_fly
+from edgellm.converters.tensors import match_tensors, read_network
 from edgellm.errors import FileFormatError, GGUFError, OptionError, UnsupportedModelError
-from edgellm.kernels.layouts import LAYOUTS, dequantize
-from edgellm.packed.read import PackedModel, Weight, open_packed
+from edgellm.families.llama import FAMILY as LLAMA
+from edgellm.families.llama import LlamaConfig
+from edgellm.kernels.quants import quants
+from edgellm.packed.read import PackedModel, open_packed
 from edgellm.packed.write import PackedWriter
 from edgellm.tokenizer.vocabulary import Vocabulary
 from tests.tiny import CHAT_TEMPLATE, make_tiny_gguf, tiny_tokens
-
-
-def stored(weight: Weight) -> np.ndarray:
-    return dequantize(weight.layout, weight.codes, weight.scales, weight.mins, weight.rows)
 
 
 def source_of(path: Path) -> dict[str, np.ndarray]:
@@ -30,10 +28,14 @@ def source_of(path: Path) -> dict[str, np.ndarray]:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     file = open_gguf(path)
     values = {}
-    for name, tensor in match_tensors(file, read_config(file)).items():
+    for name, tensor in match_tensors(file, *read_network(file)).items():
         data = gguf.quants.dequantize(tensors[tensor.name].data, tensor.type)
         values[name] = data.reshape(tensors[tensor.name].shape[::-1].tolist())
     return values
+
+
+def config_of(path: Path) -> LlamaConfig:
+    return LlamaConfig.from_json(read_network(open_gguf(path))[1].config)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -58,13 +60,13 @@ def test_codes_are_kept_bit_for_bit(tmp_path: Path, body: str, layout: str, tied
     assert ("head" in model.weights) is not tied
     assert model.weights.keys() | model.vectors.keys() == expected.keys()
     for name, weight in model.weights.items():
-        assert weight.layout.name == layout
-        np.testing.assert_array_equal(stored(weight), expected[name], err_msg=name)
+        assert weight.quant.name == layout
+        np.testing.assert_array_equal(weight.dense(), expected[name], err_msg=name)
         assert model.report["tensors"][name] == {"source": body, "layout": layout, "relative_error": 0.0}
     for name, vector in model.vectors.items():
         np.testing.assert_array_equal(vector, expected[name], err_msg=name)
     assert model.report["relative_error"] == 0.0
-    assert model.report["bits_per_weight"] == LAYOUTS[layout].bits_per_weight == model.header.bits_per_weight
+    assert model.report["bits_per_weight"] == quants()[layout].bits_per_weight == model.header.bits_per_weight
 
 
 @pytest.mark.parametrize("body", ["F32", "F16", "BF16", "Q5_0", "Q5_1"])
@@ -72,11 +74,11 @@ def test_other_types_become_int8(tmp_path: Path, body: str) -> None:
     source, model = convert_tiny(tmp_path, body=body, embedding=body)
     expected = source_of(source)
     for name, weight in model.weights.items():
-        assert weight.layout.name == "int8-g32"
-        error = relative_error(stored(weight), expected[name])
+        assert weight.quant.name == "int8-g32"
+        error = relative_error(weight.dense(), expected[name])
         assert 0 < error < 0.01
         assert model.report["tensors"][name]["relative_error"] == pytest.approx(error, rel=1e-6)
-    found = np.concatenate([stored(weight).ravel() for weight in model.weights.values()])
+    found = np.concatenate([weight.dense().ravel() for weight in model.weights.values()])
     wanted = np.concatenate([expected[name].ravel() for name in model.weights])
     assert model.report["relative_error"] == pytest.approx(relative_error(found, wanted), rel=1e-6)
 
@@ -97,12 +99,12 @@ def test_super_blocks_become_int8(tmp_path: Path, kind: str) -> None:
     expected = source_of(source)["layers.1.ffn.up"]
     np.testing.assert_array_equal(expected, gguf.quants.dequantize(data, ggml))
     weight = model.weights["layers.1.ffn.up"]
-    assert weight.layout.name == "int8-g32"
-    assert 0 < relative_error(stored(weight), expected) < 0.01
+    assert weight.quant.name == "int8-g32"
+    assert 0 < relative_error(weight.dense(), expected) < 0.01
     assert model.report["tensors"]["layers.1.ffn.up"]["source"] == kind
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", quants())
 def test_layout_given(tmp_path: Path, layout: str) -> None:
     """The body gets it; the embedding and head only if it has 8 bits; where its group does not divide, a smaller."""
     source, model = convert_tiny(
@@ -113,8 +115,8 @@ def test_layout_given(tmp_path: Path, layout: str) -> None:
         asked = "int8-g32" if name in ("embedding", "head") and "int4" in layout else layout
         if name.endswith("ffn.down"):
             asked = asked.replace("g128", "g64")
-        assert weight.layout.name == asked, name
-        assert relative_error(stored(weight), expected[name]) < (0.01 if "int8" in asked else 0.15), name
+        assert weight.quant.name == asked, name
+        assert relative_error(weight.dense(), expected[name]) < (0.01 if "int8" in asked else 0.15), name
     assert model.provenance["recipe"] == layout
 
 
@@ -122,7 +124,7 @@ def test_layout_given_that_the_codes_have_already_is_exact(tmp_path: Path) -> No
     source, model = convert_tiny(tmp_path, "int4-asym-g32", body="Q4_1", embedding="Q4_0")
     expected = source_of(source)
     for name, weight in model.weights.items():
-        np.testing.assert_array_equal(stored(weight), expected[name], err_msg=name)
+        np.testing.assert_array_equal(weight.dense(), expected[name], err_msg=name)
 
 
 def test_description(tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_description(tmp_path: Path) -> None:
     assert model.provenance["recipe"] == "exact"
     assert model.chat_template == CHAT_TEMPLATE
     assert Vocabulary.from_bytes(model.vocabulary).tokens == tuple(tiny_tokens())
-    config = model.config
+    config = LlamaConfig.from_json(model.network.config)
     assert (config.layers, config.width, config.heads, config.kv_heads) == (2, 64, 4, 2)
     assert (config.head_size, config.ffn_width, config.vocabulary) == (32, 96, len(tiny_tokens()))
     assert (config.context, config.rope_theta, config.rope_size, config.rope_scale) == (512, 10000.0, 32, 1.0)
@@ -206,12 +208,13 @@ def set_value(key: str, value: object) -> object:
     [
         ("general.architecture", "mamba", UnsupportedModelError, "'mamba'"),
         ("general.architecture", 3, GGUFError, r"general\.architecture is 3"),
-        ("llama.expert_count", 8, UnsupportedModelError, "mixture of experts"),
+        ("llama.expert_count", 8, UnsupportedModelError, "mixtures of experts"),
         ("llama.rope.scaling.type", "yarn", UnsupportedModelError, "yarn"),
         ("llama.block_count", None, GGUFError, r"llama\.block_count is missing"),
         ("llama.block_count", 3, GGUFError, r"blk\.2\.\S+ is missing"),
         ("llama.block_count", 1, UnsupportedModelError, r"blk\.1\.\S+' has no place"),
-        ("llama.block_count", 1 << 23, GGUFError, "block_count is 8388608"),
+        ("llama.block_count", 4000, GGUFError, "the metadata say 4000 layers"),
+        ("llama.block_count", 1 << 23, UnsupportedModelError, "layers = 8388608"),
         ("llama.block_count", 0, UnsupportedModelError, "layers = 0"),
         ("llama.embedding_length", "64", GGUFError, r"embedding_length is '64'"),
         ("llama.embedding_length", 96, GGUFError, "shape"),
@@ -219,7 +222,7 @@ def set_value(key: str, value: object) -> object:
         ("llama.attention.head_count", 0, GGUFError, "head_count is 0"),
         ("llama.attention.head_count", [4, 4], UnsupportedModelError, "layer to layer"),
         ("llama.attention.head_count_kv", 3, UnsupportedModelError, "share 3"),
-        ("llama.attention.value_length", 64, UnsupportedModelError, "values of 64"),
+        ("llama.attention.value_length", 64, UnsupportedModelError, "values 64 entries"),
         ("llama.attention.layer_norm_rms_epsilon", None, GGUFError, "missing"),
         ("llama.attention.layer_norm_rms_epsilon", float("nan"), UnsupportedModelError, "norm_epsilon"),
         ("llama.rope.freq_base", float("inf"), UnsupportedModelError, "rope_theta"),
@@ -243,18 +246,18 @@ def test_defaults_and_scaling(tmp_path: Path) -> None:
         writer.add_float32("llama.rope.scaling.factor", 4.0)
 
     path = make_tiny_gguf(tmp_path / "t.gguf", heads=2, kv_heads=2, change=change)
-    config = read_config(open_gguf(path))
+    config = config_of(path)
     assert (config.rope_size, config.rope_theta, config.head_size, config.kv_heads) == (32, 10000.0, 32, 2)
     assert config.rope_scale == 4.0
     path = make_tiny_gguf(tmp_path / "t.gguf", change=set_value("llama.rope.scale_linear", 0.0))
-    assert read_config(open_gguf(path)).rope_scale == 1.0
+    assert config_of(path).rope_scale == 1.0
 
     def none(writer: gguf.GGUFWriter) -> None:
         writer.add_string("llama.rope.scaling.type", "none")
         writer.add_float32("llama.rope.scaling.factor", 4.0)
 
     path = make_tiny_gguf(tmp_path / "t.gguf", change=none)
-    assert read_config(open_gguf(path)).rope_scale == 1.0
+    assert config_of(path).rope_scale == 1.0
 
 
 def test_tensors_that_are_refused(tmp_path: Path) -> None:
@@ -292,7 +295,7 @@ def test_weights_too_large_for_f16_scales(tmp_path: Path) -> None:
 
 def test_wrong_calls(tmp_path: Path) -> None:
     source = make_tiny_gguf(tmp_path / "tiny.gguf")
-    with pytest.raises(OptionError, match="'int3' is unknown; known are int4-g32"):
+    with pytest.raises(OptionError, match="'int3' is unknown; it must be one of: int4-g32"):
         convert(source, tmp_path / "a.edgellm", layout="int3")
     with pytest.raises(OptionError, match="the source itself"):
         convert(source, source)
@@ -301,8 +304,8 @@ def test_wrong_calls(tmp_path: Path) -> None:
 
 
 def test_every_name_is_translated() -> None:
-    assert gguf_name("layers.7.ffn.down") == "blk.7.ffn_down.weight"
-    assert gguf_name("rope_factors") == "rope_freqs.weight"
+    assert LLAMA.gguf_name("layers.7.ffn.down") == "blk.7.ffn_down.weight"
+    assert LLAMA.gguf_name("rope_factors") == "rope_freqs.weight"
 
 
 # --- packing on the fly --------------------------------------------------------------------------------------------

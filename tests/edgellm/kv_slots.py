@@ -6,16 +6,16 @@ from collections.abc import Sequence as Seq
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.config import ModelConfig
+from edgellm.families.network import KeysValues
+from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVCache, Sequence, kv_bytes_per_token
+from edgellm.memory.kv import KVCache, Sequence
+from edgellm.memory.state import LayerKV, PagedLayout
 
-CONFIG = ModelConfig(
-    architecture="llama", layers=1, width=32, heads=1, kv_heads=1, head_size=32, ffn_width=32, vocabulary=100,
-    context=512, rope_theta=1e4, rope_size=32, rope_scale=1.0, norm_epsilon=1e-5, tied_head=True,
-)  # fmt: skip
-SLOT = kv_bytes_per_token(CONFIG, "bf16")
-BLOCK_BYTES = KV_BLOCK * SLOT
+FORMAT = kv_formats()["bf16"]
+LAYOUT = PagedLayout(FORMAT, {0: LayerKV(KeysValues(1, 32), 0, FORMAT.head_bytes(32))}, FORMAT.head_bytes(32))
+SLOT = LAYOUT.token_bytes
+BLOCK_BYTES = LAYOUT.block_bytes
 
 
 def slots_of(tokens: Seq[int]) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import numpy as np
 from edgellm.memory.disk.store import BlockStore
 from edgellm.memory.kv import KVCache
 from edgellm.memory.prefix import CacheReport, PrefixCache
-from tests.edgellm.kv_slots import BLOCK_BYTES, CONFIG, holds, step
+from tests.edgellm.kv_slots import BLOCK_BYTES, LAYOUT, holds, step
 
 MODEL, OTHER_MODEL = bytes(range(32)), bytes(32)
 TEXT = np.random.default_rng(1).integers(0, 100, 200).tolist()
@@ -20,7 +20,7 @@ def changed(tokens: list[int], *positions: int) -> list[int]:
 
 
 def make(num_blocks: int = 40, store: BlockStore | None = None, model: bytes = MODEL) -> tuple[KVCache, PrefixCache]:
-    cache = KVCache(CONFIG, num_blocks)
+    cache = KVCache(LAYOUT, num_blocks)
     return cache, PrefixCache(cache, model=model, store=store)
 
 

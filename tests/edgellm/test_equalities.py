@@ -8,28 +8,32 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
-from edgellm.backends.cpu.runner import Rows
+from edgellm.backends.cpu.runner import Rows, Runner
 from edgellm.backends.cpu.team import Team
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.errors import KernelError
+from edgellm.families.llama import FAMILY as LLAMA
 from edgellm.kernels import elf, jit
+from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.targets import ISAS, host_target, target_for
-from edgellm.memory.kv import KVCache, KVDtype, Sequence
-from edgellm.model import reference
+from edgellm.kernels.units import own_units
+from edgellm.memory.kv import KVCache, Sequence
+from edgellm.memory.state import paged_layout
 from edgellm.packed.read import PackedModel, open_packed
 from tests.tiny import make_tiny_gguf
 
 TOKENS = np.random.default_rng(0).integers(0, 270, 300).tolist()  # longer than a chunk of attention
 
 
-def kv_cache_dtype(packed: PackedModel) -> KVDtype:
+def kv_cache_dtype(packed: PackedModel) -> str:
     """The model with a sliding window is the one tested with an INT8 cache."""
-    return "int8" if packed.config.sliding_window else "bf16"
+    return "int8" if packed.network.layers[0].mixer.window else "bf16"
 
 
 @contextmanager
 def runner(library: jit.Library, packed: PackedModel, *, threads: int = 1) -> Iterator[tuple[Runner, KVCache]]:
-    cache, team = KVCache(packed.config, 40, kv_cache_dtype(packed)), Team(library, threads, processors=2)
+    layout = paged_layout(packed.network, kv_formats()[kv_cache_dtype(packed)])
+    cache, team = KVCache(layout, 40), Team(library, threads, processors=2)
     try:
         yield Runner(library, team, packed, cache, context=512, max_rows=320, max_logit_rows=320), cache
     finally:
@@ -78,7 +82,7 @@ def test_the_model_is_what_its_reference_computes(library: jit.Library, packed: 
     with runner(library, packed) as run:
         for start in range(0, 300, 6):
             text = TOKENS[start : start + 6]
-            exact = reference.forward(packed, text, kv_cache_dtype(packed))
+            exact = LLAMA.reference(packed.network, packed, text, kv_cache_dtype(packed))
             errors.append(np.abs(logits_in_steps(run, text, [6]) - exact).max() / exact.std())
     assert np.quantile(errors, 0.8) < 1e-5
 
@@ -149,7 +153,7 @@ def available(isa: str) -> bool:
 def test_instruction_sets_do_not_change_a_bit(
     kernel_cache: Path, packed: PackedModel, whole: np.ndarray, isa: str
 ) -> None:
-    with runner(jit.load(kernel_cache, isa=isa), packed) as run:
+    with runner(jit.load(kernel_cache, own_units(), isa=isa), packed) as run:
         assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)
 
 
@@ -157,5 +161,5 @@ def test_the_linker_does_not_change_a_bit(
     kernel_cache: Path, packed: PackedModel, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(elf, "RUNS_HERE", False)  # as on systems that elf.py does not know: LLVM links
-    with runner(jit.load(kernel_cache), packed) as run:
+    with runner(jit.load(kernel_cache, own_units()), packed) as run:
         assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)

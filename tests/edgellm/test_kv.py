@@ -9,7 +9,7 @@ import pytest
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.buffers import CAN_COMMIT
 from edgellm.memory.kv import KVCache, KVMemoryError, Sequence
-from tests.edgellm.kv_slots import CONFIG, holds, step
+from tests.edgellm.kv_slots import LAYOUT, holds, step
 
 TEXT = list(range(100))
 
@@ -24,7 +24,7 @@ def fork(cache: KVCache, sequence: Sequence) -> Sequence:
 
 
 def test_a_block_is_free_again_when_its_last_holder_lets_go() -> None:
-    cache = KVCache(CONFIG, 2)
+    cache = KVCache(LAYOUT, 2)
     block = cache.allocate()
     cache.share(block)
     cache.release(block)
@@ -35,7 +35,7 @@ def test_a_block_is_free_again_when_its_last_holder_lets_go() -> None:
 
 
 def test_known_blocks_are_kept_until_memory_is_needed_and_the_oldest_goes_first() -> None:
-    cache, evicted = KVCache(CONFIG, 3), []
+    cache, evicted = KVCache(LAYOUT, 3), []
     cache.on_evict = evicted.append
     blocks = cache.allocate_many(3)
     for block in blocks[:2]:
@@ -51,7 +51,7 @@ def test_known_blocks_are_kept_until_memory_is_needed_and_the_oldest_goes_first(
 
 
 def test_no_block_is_taken_from_those_that_hold_it() -> None:
-    cache = KVCache(CONFIG, 2)
+    cache = KVCache(LAYOUT, 2)
     cache.allocate_many(2)
     with pytest.raises(KVMemoryError, match="kv_memory"):
         cache.allocate()
@@ -60,7 +60,7 @@ def test_no_block_is_taken_from_those_that_hold_it() -> None:
 @pytest.mark.parametrize("length", [0, 40])
 def test_blocks_are_had_all_or_none(length: int) -> None:
     """But a copy of the last one, where another needs it as well, is made first."""
-    cache, evicted = KVCache(CONFIG, 5), []
+    cache, evicted = KVCache(LAYOUT, 5), []
     cache.on_evict = evicted.append
     known = cache.allocate()
     cache.remember(known, KV_BLOCK)
@@ -80,7 +80,7 @@ def test_blocks_are_had_all_or_none(length: int) -> None:
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 63, 64])
 def test_writing_behind_a_shared_beginning_leaves_the_other_as_it_was(length: int) -> None:
-    cache = KVCache(CONFIG, 20)
+    cache = KVCache(LAYOUT, 20)
     first = Sequence(cache)
     step(cache, first, TEXT)
     second = fork(cache, first)
@@ -96,7 +96,7 @@ def test_writing_behind_a_shared_beginning_leaves_the_other_as_it_was(length: in
 
 
 def test_a_block_is_copied_where_the_prefix_cache_knows_what_would_be_overwritten() -> None:
-    cache = KVCache(CONFIG, 20)
+    cache = KVCache(LAYOUT, 20)
     sequence = Sequence(cache)
     step(cache, sequence, TEXT[:10])
     [block] = sequence.blocks
@@ -114,7 +114,7 @@ def test_a_block_is_copied_where_the_prefix_cache_knows_what_would_be_overwritte
 
 
 def test_a_sequence_alone_is_never_copied() -> None:
-    cache = KVCache(CONFIG, 4)
+    cache = KVCache(LAYOUT, 4)
     sequence = Sequence(cache)
     for length in range(1, 128):
         blocks = list(sequence.blocks)
@@ -129,7 +129,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not CAN_COMMIT, reason="the system cannot")
 def test_prepared_blocks_are_in_memory_before_they_are_written_and_stay_as_they_are() -> None:
-    cache = KVCache(CONFIG, (32 << 20) // KVCache(CONFIG, 1).block_stride)
+    cache = KVCache(LAYOUT, (32 << 20) // LAYOUT.block_bytes)
     first = cache.block_view(0)
     first[:] = 7
     before = resident_bytes()

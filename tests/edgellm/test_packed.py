@@ -10,69 +10,72 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from edgellm.config import ModelConfig
 from edgellm.errors import PackedFileError
-from edgellm.kernels.layouts import LAYOUTS, Layout
+from edgellm.families.llama import FAMILY as LLAMA
+from edgellm.families.llama import LlamaConfig
+from edgellm.kernels.quants import quants
+from edgellm.kernels.quants.quant import Quant
 from edgellm.packed.header import open_header
-from edgellm.packed.read import PackedModel, expected_vectors, expected_weights, open_packed
+from edgellm.packed.read import PackedModel, open_packed
 from edgellm.packed.write import PackedWriter
 
-CONFIG = ModelConfig(
-    architecture="llama",
-    layers=2,
-    width=64,
-    heads=2,
-    kv_heads=1,
-    head_size=32,
-    ffn_width=96,
-    vocabulary=300,
-    context=128,
-    rope_theta=10000.0,
-    rope_size=12,
-    rope_scale=1.0,
-    norm_epsilon=1e-5,
-    tied_head=False,
+NETWORK = LLAMA.network(
+    LlamaConfig(
+        architecture="llama",
+        layers=2,
+        width=64,
+        heads=2,
+        kv_heads=1,
+        head_size=32,
+        ffn_width=96,
+        vocabulary=300,
+        context=128,
+        rope_theta=10000.0,
+        rope_size=12,
+        rope_scale=1.0,
+        norm_epsilon=1e-5,
+        tied_head=False,
+    ).to_json()
 )
 VOCABULARY = b'{"kind": "bpe", "tokens": ["caf\xc3\xa9"]}'
 PROVENANCE = {"name": "tiny", "source": "tiny.gguf", "license": "apache-2.0"}
 
 
-def layout_of(name: str) -> Layout:
+def quant_of(name: str) -> Quant:
     kind = "int8" if name in ("embedding", "head") else "int4-asym" if name.endswith(".v") else "int4"
-    return LAYOUTS[f"{kind}-g32"]
+    return quants()[f"{kind}-g32"]
 
 
 def write_tiny(path: Path, *, rope_factors: bool = True) -> dict[str, np.ndarray]:
     """A packed file of random numbers; returns what was written, by the container's names."""
     rng = np.random.default_rng(7)
-    weights = expected_weights(CONFIG)
-    layouts = {name: layout_of(name) for name in weights}
-    sizes = expected_vectors(CONFIG) | ({"rope_factors": CONFIG.rope_size // 2} if rope_factors else {})
+    weights = NETWORK.matrices()
+    chosen = {name: quant_of(name) for name in weights}
+    vectors = [spec for spec in NETWORK.tensors() if not spec.is_matrix and (rope_factors or not spec.is_optional)]
     written = {}
     with PackedWriter(
         path,
-        CONFIG,
-        layouts,
+        NETWORK,
+        chosen,
         vocabulary=VOCABULARY,
         chat_template="{{ 'é' }}",
         provenance=PROVENANCE,
-        rope_factors=rope_factors,
+        optional=["rope_factors"] if rope_factors else [],
     ) as writer:
-        for name, size in reversed(sizes.items()):
-            written[name] = rng.standard_normal(size).astype(np.float32)
-            writer.write_vector(name, written[name])
+        for spec in reversed(vectors):
+            written[spec.name] = rng.standard_normal(spec.shape).astype(np.float32)
+            writer.write_vector(spec.name, written[spec.name])
         for name, (rows, columns) in weights.items():
-            layout = layouts[name]
-            codes = rng.integers(0, 256, layout.codes_shape(rows, columns), np.uint8)
-            shape = layout.scales_shape(rows, columns)
-            scales = rng.standard_normal(shape).astype(np.float16)
-            mins = rng.standard_normal(shape).astype(np.float16) if layout.asymmetric else None
-            written |= {f"{name}.codes": codes, f"{name}.scales": scales}
-            if mins is not None:
-                written[f"{name}.mins"] = mins
-            writer.write_rows(name, 0, codes[:1], scales[:1], None if mins is None else mins[:1])
-            if len(codes) > 1:
-                writer.write_rows(name, 32, codes[1:], scales[1:], None if mins is None else mins[1:])
+            parts = {}
+            for part, spec in chosen[name].parts(rows, columns).items():
+                if spec.dtype == np.uint8:
+                    parts[part] = rng.integers(0, 256, spec.shape, np.uint8)
+                else:
+                    parts[part] = rng.standard_normal(spec.shape).astype(spec.dtype)
+                written[f"{name}.{part}"] = parts[part]
+            writer.write_rows(name, 0, {part: array[:1] for part, array in parts.items()})
+            if rows > 32:
+                writer.write_rows(name, 32, {part: array[1:] for part, array in parts.items()})
         writer.finish({"relative_error": 0.25})
     return written
 
@@ -88,7 +91,7 @@ def test_read_equals_written(tmp_path: Path) -> None:
     path = tmp_path / "tiny.edgellm"
     written = write_tiny(path)
     model = open_packed(path)
-    assert model.config == CONFIG
+    assert model.network == NETWORK
     assert model.vocabulary == VOCABULARY
     assert model.chat_template == "{{ 'é' }}"
     assert model.provenance == PROVENANCE
@@ -96,11 +99,9 @@ def test_read_equals_written(tmp_path: Path) -> None:
     assert model.nbytes == path.stat().st_size
     read: dict[str, np.ndarray] = dict(model.vectors)
     for name, weight in model.weights.items():
-        assert (weight.rows, weight.columns) == expected_weights(CONFIG)[name]
-        assert weight.layout == layout_of(name)
-        read |= {f"{name}.codes": weight.codes, f"{name}.scales": weight.scales}
-        if weight.mins is not None:
-            read[f"{name}.mins"] = weight.mins
+        assert (weight.rows, weight.columns) == NETWORK.matrices()[name]
+        assert weight.quant == quant_of(name)
+        read |= {f"{name}.{part}": array for part, array in weight.parts.items()}
     assert read.keys() == written.keys()
     for name, array in written.items():
         np.testing.assert_array_equal(read[name], array, err_msg=name)
@@ -137,7 +138,7 @@ def test_bits_per_weight_and_parameters(packed: Path) -> None:
 def test_header_alone(packed: Path) -> None:
     header = open_header(packed)
     assert header == open_packed(packed).header
-    assert header.layout_names == ["int4-g32", "int8-g32", "int4-asym-g32"]
+    assert header.quant_names == ["int4-g32", "int8-g32", "int4-asym-g32"]
 
 
 def test_arrays_outlive_close(packed: Path) -> None:
@@ -163,8 +164,8 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(packed: Path, monkeyp
 
 
 def test_unfinished_write_is_a_bug(tmp_path: Path) -> None:
-    layouts = {name: layout_of(name) for name in expected_weights(CONFIG)}
-    writer = PackedWriter(tmp_path / "x.edgellm", CONFIG, layouts, vocabulary=b"{}", chat_template=None, provenance={})
+    chosen = {name: quant_of(name) for name in NETWORK.matrices()}
+    writer = PackedWriter(tmp_path / "x.edgellm", NETWORK, chosen, vocabulary=b"{}", chat_template=None, provenance={})
     with writer, pytest.raises(AssertionError):
         writer.finish({})
     assert not list(tmp_path.iterdir())
@@ -218,7 +219,7 @@ def test_flipped_header_bytes_are_refused_or_harmless(packed: Path) -> None:
             model = None
             refused += 1
         if model is not None:
-            assert model.weights.keys() == expected_weights(model.config).keys()
+            assert model.weights.keys() == model.network.matrices().keys()
     assert refused > 300
 
 
@@ -301,10 +302,10 @@ def test_changed_layout_is_refused(packed: Path, layout: object) -> None:
 def test_group_that_does_not_divide_the_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is consistent in itself, but whose last inputs have no scales: a kernel would read past the end."""
 
-    def layout(name: str) -> Layout:
-        return LAYOUTS["int4-g64" if name == "layers.0.ffn.down" else "int8-g32"]  # ffn.down has 96 columns
+    def quant(name: str) -> Quant:
+        return quants()["int4-g64" if name == "layers.0.ffn.down" else "int8-g32"]  # ffn.down has 96 columns
 
-    monkeypatch.setattr("tests.edgellm.test_packed.layout_of", layout)
+    monkeypatch.setattr("tests.edgellm.test_packed.quant_of", quant)
     write_tiny(tmp_path / "bad.edgellm")
     with pytest.raises(PackedFileError, match=r"layers\.0\.ffn\.down has 96 columns"):
         open_packed(tmp_path / "bad.edgellm")

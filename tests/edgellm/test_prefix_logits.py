@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm.backends.cpu.runner import Rows
+from edgellm.backends.cpu.runner import Rows, Runner
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.kernels import jit
 from edgellm.memory.disk.store import BlockStore
@@ -58,7 +58,7 @@ def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[Runn
 
 def test_logits_after_a_restart_are_those_of_a_fresh_text(run: tuple[Runner, KVCache], tmp_path: Path) -> None:
     def store() -> BlockStore:
-        return BlockStore(tmp_path, model=MODEL, block_bytes=run[1].block_stride, budget_bytes=100 << 20)
+        return BlockStore(tmp_path, model=MODEL, block_bytes=run[1].layout.block_bytes, budget_bytes=100 << 20)
 
     with closing(store()) as blocks:
         prefix = PrefixCache(run[1], model=MODEL, store=blocks)

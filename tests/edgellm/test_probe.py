@@ -8,8 +8,8 @@ import pytest
 import edgellm
 from edgellm import Model, Observation, Probe, SamplingParams
 from edgellm.errors import OptionError
+from edgellm.families.llama import FAMILY as LLAMA
 from edgellm.kernels import reference
-from edgellm.model.reference import forward
 
 PROMPT = [5, 80, 90, 100, 7, 60]
 PARAMS = SamplingParams(max_tokens=8, speculation="off")
@@ -48,9 +48,7 @@ def test_logits_and_the_last_hidden_state_are_those_of_the_model(tiny_model: Mod
 def test_the_first_hidden_state_is_the_embedding(tiny_model: Model) -> None:
     _, seen = watch(tiny_model, hidden=[0, 1])
     embedding = tiny_model.packed.weights["embedding"]
-    from edgellm.kernels.layouts import dequantize
-
-    table = dequantize(embedding.layout, embedding.codes, embedding.scales, embedding.mins, embedding.rows)
+    table = embedding.dense()
     for one in seen:
         assert np.allclose(one.hidden[0], reference.embed(table, np.array(one.tokens)))
         assert one.hidden[1].shape == one.hidden[0].shape and not np.allclose(one.hidden[1], one.hidden[0])
@@ -86,7 +84,7 @@ def forward_attention(model: Model) -> list[np.ndarray]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "attend", spy)
-        forward(model.packed, PROMPT)
+        LLAMA.reference(model.network, model.packed, PROMPT)
     return found
 
 

@@ -68,8 +68,8 @@ class Runner:
         self._table = self._program.bind(bases, library.addresses)
         self._kept = [packed, cache, library]  # what the table points to
         self._table_address, self._step_address = address(self._table), address(self._arena)
-        heads = [(op.operands["heads"], op.operands["kv_heads"]) for op in self.graph.operations if op.kind == "attend"]
-        self._span = max(1, ops.SPAN_QUERIES // max((h // k for h, k in heads), default=1))  # type: ignore[operator]
+        groups = [op.number("heads") // op.number("kv_heads") for op in self.graph.operations if op.kind == "attend"]
+        self._span = max(1, ops.SPAN_QUERIES // max(groups, default=1))
         self._bind_step(layout)
         self._written: list[list[int]] = [[] for _ in range(max_rows)]  # block tables as they are in _tables
         (sample,) = [op for op in self.graph.operations if op.kind == "sample"]
@@ -84,14 +84,15 @@ class Runner:
         self._arena[: record.nbytes] = record.view(np.uint8)
         rows, logit_rows = self.max_rows, self.max_logit_rows
 
-        def part(offset: int, count: int, kind: type[np.int32] | type[np.int64] = np.int32) -> memoryview:
-            return elements(self._arena[offset : offset + count * np.dtype(kind).itemsize].view(kind))
+        def part(offset: int, count: int, *, is_long: bool = False) -> memoryview:
+            data = self._arena[offset : offset + count * (8 if is_long else 4)]
+            return elements(data.view(np.int64) if is_long else data.view(np.int32))
 
-        self._step = part(0, len(ops.STEP.names), np.int64)
+        self._step = part(0, len(ops.STEP.names), is_long=True)
         self._tokens, self._positions = part(layout.tokens, rows), part(layout.positions, rows)
         self._sequences, self._sequence_rows = part(layout.sequences, rows), part(layout.sequence_rows, 2 * rows)
         self._spans, self._logit_rows = part(layout.spans, 2 * rows), part(layout.logit_rows, logit_rows)
-        self._samplers = part(layout.samplers, logit_rows, np.int64)
+        self._samplers = part(layout.samplers, logit_rows, is_long=True)
         self._table_stride = layout.table_stride
         self._tables = part(layout.tables, rows * layout.table_stride)
 

@@ -8,7 +8,7 @@ import pytest
 
 import edgellm
 from edgellm import Model
-from edgellm.backends.cpu.runner import Rows
+from edgellm.backends.cpu.runner import Rows, Runner
 from tests.edgellm.engine.requests import CONTEXT
 from tests.tiny import make_tiny_gguf
 

@@ -12,7 +12,6 @@ from edgellm import Model, SamplingParams
 from edgellm.engine.constrain import Choice, Constraint, JsonSchema, Regex
 from edgellm.engine.request import FinishReason, Piece
 from edgellm.engine.stream import Stream
-from edgellm.memory.kv import KVDtype
 
 CONTEXT = 192  # tokens: 6 KV blocks
 VOCABULARY = 271  # of the tiny model
@@ -94,7 +93,7 @@ def answer(model: Model, asked: Asked) -> Given:
     return given(stream, list(stream))
 
 
-def answer_alone(path: Path, asked: Asked, kv_cache_dtype: KVDtype = "bf16") -> Given:
+def answer_alone(path: Path, asked: Asked, kv_cache_dtype: str = "bf16") -> Given:
     """By an engine that never had another request, without drafts."""
     with edgellm.load(path, threads=1, context=CONTEXT, kv_cache_dtype=kv_cache_dtype) as model:
         return answer(model, replace(asked, params=replace(asked.params, speculation="off")))

@@ -12,8 +12,6 @@ from edgellm.backends.cpu.runner import Rows
 from edgellm.engine import model as model_module
 from edgellm.engine.logprobs import Logprobs, mean_logprob
 from edgellm.errors import OptionError
-from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import kv_bytes_per_token
 from tests.edgellm.engine.conftest import before_steps
 from tests.edgellm.engine.requests import CONTEXT, HAS_CONSTRAINTS, Asked, answer_alone, given, random_requests
 
@@ -41,7 +39,7 @@ def asked(number: int, prompt: list[int] = TEXT, params: SamplingParams = PARAMS
 
 def small(path: Path, blocks: int) -> Model:
     with edgellm.load(path, threads=1) as model:
-        nbytes = blocks * KV_BLOCK * kv_bytes_per_token(model.config, "bf16")
+        nbytes = blocks * model.block_bytes
     return edgellm.load(path, threads=2, context=CONTEXT, kv_memory=nbytes)
 
 

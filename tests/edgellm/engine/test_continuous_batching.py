@@ -17,8 +17,7 @@ from edgellm.engine.masks import Masks
 from edgellm.engine.request import Request
 from edgellm.engine.stream import Stream
 from edgellm.errors import ContextLengthError, GrammarError
-from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVMemoryError, kv_bytes_per_token
+from edgellm.memory.kv import KVMemoryError
 from edgellm.memory.prefix import PrefixCache
 from tests.edgellm.engine.conftest import before_steps
 from tests.edgellm.engine.requests import CONTEXT, HAS_CONSTRAINTS
@@ -146,7 +145,7 @@ def test_a_request_cancelled_during_a_step_is_in_no_further_one(
 
 def small(path: Path, blocks: int, context: int = CONTEXT) -> Model:
     with edgellm.load(path, threads=1) as model:
-        nbytes = blocks * KV_BLOCK * kv_bytes_per_token(model.config, "bf16")
+        nbytes = blocks * model.block_bytes
     return edgellm.load(path, threads=2, context=context, kv_memory=nbytes)
 
 

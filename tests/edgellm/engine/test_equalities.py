@@ -11,8 +11,6 @@ import edgellm
 from edgellm import Model, SamplingParams
 from edgellm.engine import model as model_module
 from edgellm.engine.constrain import Regex
-from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVDtype, kv_bytes_per_token
 from tests.edgellm.engine.requests import (
     CONTEXT,
     HAS_CONSTRAINTS,
@@ -47,7 +45,7 @@ def run_together(path: Path, requests: list[Asked], *, streams: int = 8, **optio
 
 def kv_bytes(path: Path, blocks: int) -> int:
     with edgellm.load(path, threads=1) as model:
-        return blocks * KV_BLOCK * kv_bytes_per_token(model.config, "bf16")
+        return blocks * model.block_bytes
 
 
 def test_the_requests_are_of_every_kind(alone: list[Given]) -> None:
@@ -68,7 +66,7 @@ def test_threads_do_not_change_a_bit(path: Path, alone: list[Given], threads: in
 
 
 def test_an_int8_cache_gives_the_same_together_and_alone(path: Path, _session_home: None) -> None:
-    kind: KVDtype = "int8"
+    kind = "int8"
     alone = [answer_alone(path, asked, kind) for asked in FEW]
     assert_equal(FEW, run_together(path, FEW, threads=2, kv_cache_dtype=kind), alone)
 

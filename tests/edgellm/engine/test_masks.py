@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from edgellm import Model, Probe, SamplingParams
+from edgellm.backends.cpu.runner import Runner
 from edgellm.engine import masks
 from edgellm.engine.constrain import Matcher, Regex
 from edgellm.errors import GrammarError
-from edgellm.model.step import Runner
 from tests.edgellm.engine.requests import CONSTRAINTS, HAS_CONSTRAINTS, Asked, answer, answer_together, given
 
 pytestmark = pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")

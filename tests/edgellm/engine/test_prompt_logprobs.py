@@ -13,8 +13,6 @@ from edgellm.engine import request as request_module
 from edgellm.engine.logprobs import logprobs_of
 from edgellm.engine.sizes import MAX_LOGIT_ROWS
 from edgellm.inspect.probe import Observation
-from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import kv_bytes_per_token
 from tests.edgellm.engine.requests import CONTEXT, HAS_CONSTRAINTS, given
 
 TEXT = [3 + 13 * place * place % 260 for place in range(CONTEXT - 30)]
@@ -96,7 +94,7 @@ def test_another_waits_for_such_a_prompt_but_it_waits_for_none(model: Model, ste
 def test_they_are_the_same_where_memory_is_taken_back(path: Path, blocks: int) -> None:
     """What a prompt loses is computed again, and nothing is there twice."""
     with edgellm.load(path, threads=1) as model:
-        nbytes = blocks * KV_BLOCK * kv_bytes_per_token(model.config, "bf16")
+        nbytes = blocks * model.block_bytes
     with edgellm.load(path, threads=2, context=CONTEXT, kv_memory=nbytes) as model:
         prompts = [[5 + number, *TEXT[:150]] for number in range(5)]
         streams = [model.generate(prompt, PARAMS, priority=number % 2) for number, prompt in enumerate(prompts)]

@@ -17,7 +17,7 @@ import pytest
 
 import edgellm
 from edgellm import Model, SamplingParams
-from edgellm.backends.cpu.runner import Rows
+from edgellm.backends.cpu.runner import Rows, Runner
 from edgellm.engine import engine as engine_module
 from edgellm.engine import request as request_module
 from edgellm.engine.request import Piece, Request
