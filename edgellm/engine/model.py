@@ -154,10 +154,10 @@ class Model:
         result = np.empty((len(ids), self.network.vocabulary), np.float32)
         with self.engine.alone() as runner:
             try:
-                sequence.reserve(len(ids))
                 size = min(MAX_LOGIT_ROWS, runner.max_rows)
                 for first in range(0, len(ids), size):
                     tokens = ids[first : first + size]
+                    sequence.reserve(first + len(tokens))
                     runner.run([Rows(sequence, tokens, range(len(tokens)))])
                     result[first : first + len(tokens)] = runner.logits
             finally:
@@ -228,8 +228,10 @@ class Model:
         return explain(report, self.tokenizer)
 
     def check_integrity(self) -> None:
-        """The books of the KV memory balance."""
-        self._cache.check_integrity()
+        """The books of the KV memory and of the prefix cache balance; with no request under way, nobody holds any."""
+        self.engine.check_integrity()
+        if self._draft is not None:
+            self._draft.check_integrity()
 
     @property
     def keeps_prefixes(self) -> bool:

@@ -29,13 +29,14 @@ def profile(runner: Runner, packed: PackedModel, rows: int, depth: int) -> list[
     """Time steps of `rows` rows, one with logits, after `depth` positions. Errors: KVMemoryError."""
     sequence, vocabulary = Sequence(runner.cache), packed.network.vocabulary
     draw = np.random.default_rng(0)
-    sequence.reserve(depth + rows)
     try:
         while sequence.length < depth:
             count = min(runner.max_rows, depth - sequence.length)
+            sequence.reserve(sequence.length + count)
             runner.run([Rows(sequence, draw.integers(0, vocabulary, count).tolist())])
         times = np.empty((REPEATS, len(runner.operations)))
         for repeat in times:
+            sequence.reserve(depth + rows)
             ticks = np.zeros(len(repeat) + 1, np.int64)
             begin = time.perf_counter()
             runner.run([Rows(sequence, draw.integers(0, vocabulary, rows).tolist(), [rows - 1])], ticks)
@@ -43,7 +44,6 @@ def profile(runner: Runner, packed: PackedModel, rows: int, depth: int) -> list[
             # The clock's rate is not known everywhere; a step is all but some microseconds of the call.
             repeat[:] = np.diff(ticks) * (seconds / (ticks[-1] - ticks[0]))
             sequence.accept(0)
-            sequence.reserve(depth + rows)
     finally:
         sequence.rewind(0)
     seconds_of = np.median(times, axis=0)
