@@ -17,7 +17,8 @@ import pytest
 
 import edgellm
 from edgellm import Model, SamplingParams
-from edgellm.backends.cpu.runner import Rows, Runner
+from edgellm.backends.base import Rows
+from edgellm.backends.cpu.runner import CPURunner
 from edgellm.engine import engine as engine_module
 from edgellm.engine import request as request_module
 from edgellm.engine.request import Piece, Request
@@ -99,7 +100,7 @@ def test_an_error_in_a_step_is_its_readers_alone(
     model: Model, expected: list[Given], error: BaseException, behind: bool, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = model.num_free_blocks
-    monkeypatch.setattr(Runner, "run", Failing(Runner.run, error, call, behind=behind))
+    monkeypatch.setattr(CPURunner, "start", Failing(CPURunner.start, error, call, behind=behind))
     results, errors = read_in_turn(model)
     assert errors == [error]
     assert num_different(results, expected) == 1, "that of the reader who got the error"
@@ -265,14 +266,14 @@ def test_whoever_closes_second_returns_when_all_is_over(path: Path, monkeypatch:
     """Else the file would be unmapped under a step that still runs."""
     model = edgellm.load(path, threads=2, context=CONTEXT)
     in_step, go_on = threading.Event(), threading.Event()
-    run = Runner.run
+    run = CPURunner.start
 
     def slow(*arguments: Any, **options: Any) -> Any:
         in_step.set()
         assert go_on.wait(20)
         return run(*arguments, **options)
 
-    monkeypatch.setattr(Runner, "run", slow)
+    monkeypatch.setattr(CPURunner, "start", slow)
     reader = threading.Thread(target=lambda: next(model.generate(PROMPT, FOREVER)), daemon=True)
     closers = [threading.Thread(target=model.close, daemon=True) for _ in range(2)]
     reader.start()
