@@ -74,14 +74,14 @@ def quantize(values: NDArray[np.float32], layout: Layout) -> Codes:
     if layout.asymmetric:
         least = groups.min(axis=2)
         mins = least.astype(np.float16)
-        scales = (groups.max(axis=2) - least) / 15
+        exact = (groups.max(axis=2) - least) / 15
         groups = groups - mins.astype(np.float32)[:, :, None]
     elif layout.bits == 8:
-        scales = np.abs(groups).max(axis=2) / 127
+        exact = np.abs(groups).max(axis=2) / 127
     else:
         peak = np.abs(groups).argmax(axis=2)[:, :, None]
-        scales = np.take_along_axis(groups, peak, axis=2)[:, :, 0] / -8
-    scales = scales.astype(np.float16)
+        exact = np.take_along_axis(groups, peak, axis=2)[:, :, 0] / -8
+    scales = exact.astype(np.float16)
     steps = scales.astype(np.float32)[:, :, None]
     codes = np.divide(groups, steps, out=np.zeros_like(groups), where=steps != 0)
     codes = np.rint(codes, out=codes) + layout.zero_point
