@@ -8,7 +8,9 @@ from typing import Any
 
 from edgellm.runtime.graph import Graph, Mark, Operand, Operation, Part, Value
 
-Names = dict[Any, int]  # expression -> its number: expressions that share much are compared by it
+
+class Names(dict[Any, int]):
+    """Expression -> its number, by which expressions that share much are compared."""
 
 
 @dataclass
