@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from edgellm.kernels.ops import META_BYTES, OWN_ROWS
+from edgellm.kernels.ops import MAX_TILE_ROWS, META_BYTES, OWN_ROWS
 from edgellm.runtime.fuse import fuse
 from edgellm.runtime.graph import Graph, GraphBuilder, Operation, Value
 from edgellm.runtime.plan import Place, Plan, StepShape, plan
@@ -23,7 +23,8 @@ def extents(value: Value, place: Place, shape: StepShape) -> Iterator[tuple[int,
         return
     tables = [(place.offset, place.meta, shape.rows)]
     tables += [] if place.own is None else [(place.own, place.own_meta, shape.threads * OWN_ROWS)]
-    for codes, meta, rows in tables:
+    for codes, meta, count in tables:
+        rows = count + MAX_TILE_ROWS - 1  # the last tile may have empty ones
         yield codes, codes + rows * value.width
         yield meta, meta + rows * value.width // 32 * META_BYTES
 
@@ -56,6 +57,7 @@ def check(graph: Graph, found: Plan) -> None:
     for first, second in combinations(written, 2):
         if any(overlap(one, other) for one in taken[first] for other in taken[second]):
             assert summed.get(second) == first or not overlap(lives[first], lives[second]), (first, second)
+    assert not any(overlap(one, other) for extents in taken.values() for one, other in combinations(extents, 2))
     values = [extent for extents in taken.values() for extent in extents]
     others = list(own_memory(found))
     assert not any(overlap(one, other) for one in others for other in values)
