@@ -10,7 +10,7 @@ import psutil
 
 from edgellm import Model, SamplingParams
 from edgellm.kernels.kv_formats import kv_formats
-from edgellm.memory.state import paged_layout
+from edgellm.memory.layout import state_layout
 from edgellm.packed.header import PackedHeader
 
 NEVER = -1e9  # added to the logits of stop tokens, so that every answer has the length asked for
@@ -66,7 +66,7 @@ def bytes_per_token(header: PackedHeader, position: int, dtype: str = "bf16") ->
 
     Of the embedding it needs a row, which is not counted; where the embedding is the head too, it needs all of it.
     """
-    network, layout = header.network, paged_layout(header.network, kv_formats()[dtype])
+    network, layout = header.network, state_layout(header.network, kv_formats()[dtype])
     unread = {"tokenizer", *(spec.name for spec in network.optional_tensors)} | ({"embedding"} - {network.head})
     weights = sum(tensor.nbytes for name, tensor in header.table.items() if name.split(".")[0] not in unread)
     return weights + position * layout.token_bytes

@@ -81,9 +81,9 @@ CACHE = Record(
     "blocks", "tables", "table_stride", "block_stride", "offset", "head_stride", "head_size", "score", "values",
 )  # fmt: skip
 
-# A layer's state of a fixed size: of sequence s, which comes from the slot table[s][0] and goes to table[s][1] (int32
-# [S][2]), it begins `offset` bytes into the slot. Slot 0 is all zeros.
-RECURRENT = Record("slots", "table", "slot_stride", "offset")
+# A layer's state of a fixed size: that of sequence s is read from slot table[s][0] and written to slot table[s][1]
+# (int32 [S][2]), which are never the same; slot 0 is all zeros. Slot n begins at slots + n * slot_stride.
+RECURRENT = Record("slots", "table", "slot_stride")
 
 # residual[r] = embedding[token of r]
 EMBED = Record(*HEAD, "out", "weight", "width")

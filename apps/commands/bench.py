@@ -19,7 +19,7 @@ from edgellm.inspect import bandwidth
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.kernels.targets import ISAS
-from edgellm.memory.state import paged_layout
+from edgellm.memory.layout import state_layout
 from edgellm.packed.header import PackedHeader, open_header
 from edgellm.threads import available_processors
 
@@ -89,7 +89,7 @@ def _measure(path: Path, header: PackedHeader, args: Namespace) -> tuple[dict[st
     context = args.prompt + args.generate
     if args.kv_memory is None:  # that of the text measured: what prefixes would keep is not its cost
         blocks = -(-context // KV_BLOCK)
-        args.kv_memory = blocks * KV_BLOCK * paged_layout(header.network, kv_formats()[args.kv_cache_dtype]).token_bytes
+        args.kv_memory = blocks * KV_BLOCK * state_layout(header.network, kv_formats()[args.kv_cache_dtype]).token_bytes
     with load(path, args, context=context, isa=args.isa) as model:
         course = Course(model, args.prompt, args.generate)
         with bar("measuring") as progress:

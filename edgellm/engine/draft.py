@@ -16,8 +16,9 @@ from edgellm.errors import OptionError
 from edgellm.kernels.jit import Library
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVCache, Sequence
-from edgellm.memory.state import paged_layout
+from edgellm.memory.kv import KVCache
+from edgellm.memory.layout import state_layout
+from edgellm.memory.sequence import Sequence
 from edgellm.packed.read import PackedModel
 from edgellm.tokenizer import Vocabulary
 
@@ -36,7 +37,7 @@ class DraftModel:
     def __init__(self, packed: PackedModel, library: Library, team: Team, *, context: int) -> None:
         self.seconds = FIRST_SECONDS
         self._packed, self._context = packed, min(context, packed.network.context)
-        layout = paged_layout(packed.network, kv_formats()[DRAFT_KV_CACHE_DTYPE])
+        layout = state_layout(packed.network, kv_formats()[DRAFT_KV_CACHE_DTYPE])
         cache = KVCache(layout, -(-self._context // KV_BLOCK))
         rows = min(STEP_ROWS, self._context)
         self._runner = Runner(library, team, packed, cache, context=self._context, max_rows=rows, max_logit_rows=1)
@@ -63,7 +64,7 @@ class DraftModel:
     def _follow(self, text: Seq[int]) -> None:
         """Compute the text but for its last token, from where it differs from the one before."""
         kept = min(common_prefix(self._tokens, text), len(text) - 1)
-        self._sequence.truncate(kept)
+        kept = self._sequence.rewind(kept)
         del self._tokens[kept:]
         while len(self._tokens) < len(text) - 1:
             self._step(list(text[len(self._tokens) : len(text) - 1][: self._runner.max_rows]), wanted=False)

@@ -22,8 +22,9 @@ from edgellm.engine.speculate import CostModel, IndexedText, SessionTexts
 from edgellm.errors import ClosedError, EdgeLLMError
 from edgellm.inspect.probe import Observation, run_watched
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVCache, Sequence
+from edgellm.memory.kv import KVCache
 from edgellm.memory.prefix import PrefixCache
+from edgellm.memory.sequence import Sequence
 from edgellm.runtime.graph import Mark
 
 COSTS_DEPTH = 1024  # tokens behind which steps are measured
@@ -164,7 +165,7 @@ class Engine:
             # Who was not reached is as before the step, and computes it again; who was interrupted is cancelled
             for (request, _), length in list(zip(work, lengths, strict=True))[taken:]:
                 assert request.sequence is not None
-                request.sequence.truncate(min(length, request.sequence.length))
+                request.sequence.rewind(min(length, request.sequence.length))
             if taken:
                 work[taken - 1][0].is_cancelled = True
             raise
@@ -208,7 +209,8 @@ class Engine:
         if request.is_over:
             return
         if fills:
-            self.prefixes.share(sequence, request.tokens[: sequence.length])
+            ends = sequence.length >= request.num_prompt_tokens - 1
+            self.prefixes.share(sequence, request.tokens[: sequence.length], keeps_state=ends)
         elif sequence.length // KV_BLOCK > before // KV_BLOCK:
             self.prefixes.commit(sequence, request.tokens[: sequence.length])
 
@@ -263,14 +265,15 @@ class Engine:
         depth = min(depth, self._context - rows)
         found: list[float] = []
         try:
-            sequence.reserve(depth + rows)
+            sequence.skip(depth)
             while len(found) < 2 or (len(found) < MEASUREMENTS and sum(found) < MEASURED_SECONDS):  # one warms up
-                sequence.length = depth
+                sequence.reserve(depth + rows)
                 begin = time.perf_counter()
                 self._runner.run([Rows(sequence, [0] * rows, range(rows))])
                 found.append(time.perf_counter() - begin)
+                sequence.accept(0)
         finally:
-            sequence.truncate(0)
+            sequence.rewind(0)
         return min(found)
 
 

@@ -20,7 +20,7 @@ from edgellm.engine.factory import RequestFactory
 from edgellm.engine.identity import identity
 from edgellm.engine.logprobs import mean_logprob
 from edgellm.engine.params import SamplingParams
-from edgellm.engine.sizes import MAX_LOGIT_ROWS, num_blocks, step_rows
+from edgellm.engine.sizes import MAX_LOGIT_ROWS, make_cache, step_rows
 from edgellm.engine.stream import Stream
 from edgellm.errors import OptionError, TemplateError
 from edgellm.families.network import Network
@@ -29,9 +29,9 @@ from edgellm.inspect.profile import OperationProfile, profile
 from edgellm.kernels.jit import Library
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.memory.disk.store import BlockStore
-from edgellm.memory.kv import KVCache, Sequence
+from edgellm.memory.layout import state_layout
 from edgellm.memory.prefix import CacheReport, PrefixCache
-from edgellm.memory.state import paged_layout
+from edgellm.memory.sequence import Sequence
 from edgellm.packed.read import PackedModel
 from edgellm.tokenizer import Tokenizer, Vocabulary, open_tokenizer
 
@@ -60,17 +60,20 @@ class Model:
         self.tokenizer: Tokenizer = open_tokenizer(vocabulary)
         if draft is not None:
             check_vocabularies(vocabulary, Vocabulary.from_bytes(draft.vocabulary), draft.path.stem)
-        layout = paged_layout(packed.network, kv_formats()[kv_cache_dtype])
-        self._cache = KVCache(layout, num_blocks(context, layout.block_bytes, kv_memory))
+        layout = state_layout(packed.network, kv_formats()[kv_cache_dtype])
+        rows = min(step_rows(packed.nbytes), context)
+        self._cache = make_cache(layout, context=context, rows=rows, kv_memory=kv_memory)
         named = identity(packed, layout.kv_format)
         self._store: BlockStore | None = None
         if prefix_cache is not None:  # before there are threads, which a folder of no use must not leave behind
-            size = layout.block_bytes
-            self._store = BlockStore(prefix_cache, model=named, block_bytes=size, budget_bytes=prefix_cache_bytes)
+            self._store = BlockStore(
+                prefix_cache, model=named, block_bytes=layout.block_bytes, budget_bytes=prefix_cache_bytes,
+                state_bytes=layout.slots.nbytes if layout.slots else None,
+            )  # fmt: skip
         team = Team(library, threads, processors)
         runner = Runner(
             library, team, packed, self._cache,
-            context=context, max_rows=min(step_rows(packed.nbytes), context), max_logit_rows=MAX_LOGIT_ROWS,
+            context=context, max_rows=rows, max_logit_rows=MAX_LOGIT_ROWS,
         )  # fmt: skip
         self.max_rows = runner.max_rows
         prefixes = PrefixCache(self._cache, model=named, store=self._store)
@@ -158,7 +161,7 @@ class Model:
                     runner.run([Rows(sequence, tokens, range(len(tokens)))])
                     result[first : first + len(tokens)] = runner.logits
             finally:
-                sequence.truncate(0)
+                sequence.rewind(0)
         return result
 
     def unembed(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,7 +7,8 @@ from edgellm.engine.request import Request
 from edgellm.engine.scheduler import in_turn, share, should_wait
 from edgellm.errors import EdgeLLMError
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVCache, KVMemoryError
+from edgellm.memory.kv import KVCache
+from edgellm.memory.pool import KVMemoryError
 from edgellm.memory.prefix import PrefixCache
 
 MAX_RUNNING = 32  # requests in a step
@@ -51,7 +52,7 @@ class Planner:
                 continue
             draft = self._draft_length(len(decoding)) if request.drafts and not filling else 0
             try:
-                rows = request.rows(budgets.get(request, 1), draft)
+                rows = request.rows(self._to_next_state(request, budgets.get(request, 1)), draft)
             except EdgeLLMError as error:  # a constraint that came to a limit
                 request.error = error
                 continue
@@ -69,6 +70,18 @@ class Planner:
         most = dict.fromkeys(scored, 1 + (self._max_logit_rows - num_running) // max(len(scored), 1))
         wanted = [min(request.num_left, most.get(request, rows)) for request in filling]
         return dict(zip(filling, share(wanted, budget), strict=True))
+
+    def _to_next_state(self, request: Request, budget: int) -> int:
+        """Rows up to the next recurrent state that the prefix cache keeps: only a step's end leaves one."""
+        if not self._cache.is_recurrent or request.sequence is None or request.num_left == 1:
+            return budget
+        start, interval, last = (
+            request.sequence.length,
+            self._cache.layout.state_interval,
+            request.num_prompt_tokens - 1,
+        )
+        places = (start // interval * interval + interval, last)
+        return min(budget, *(place - start for place in places if place > start))
 
     def _draft_length(self, num_decoding: int) -> int:
         """Tokens that each may draft. None where memory is short: nobody loses any to a guess or a measurement."""
@@ -104,6 +117,6 @@ class Planner:
         """Its memory, which the prefix cache keeps while nobody needs it."""
         if request.sequence is not None:
             # More is computed than the text has, where it ends or was interrupted within a draft
-            request.sequence.truncate(min(request.sequence.length, len(request.tokens)))
+            request.sequence.rewind(min(request.sequence.length, len(request.tokens)))
             self._prefixes.end(request.sequence, request.tokens[: request.sequence.length])
             request.sequence = None

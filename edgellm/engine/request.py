@@ -15,8 +15,9 @@ from edgellm.engine.sampler import Sampler
 from edgellm.engine.speculate import Controller
 from edgellm.engine.stop import StopFinder
 from edgellm.inspect.probe import Observation, Probe
-from edgellm.memory.kv import KVMemoryError, Sequence
+from edgellm.memory.pool import KVMemoryError
 from edgellm.memory.prefix import CacheReport
+from edgellm.memory.sequence import Sequence
 from edgellm.tokenizer import StreamDecoder, Tokenizer
 
 FIRST_DRAFT = 8  # tokens of an answer before steps are measured for drafts: a short one is not worth it
@@ -44,7 +45,7 @@ class Request:
     ) -> None:  # fmt: skip
         self.params, self.sampler, self.priority, self.probe = params, sampler, priority, probe
         self.drafts = params.speculation != "off"
-        self.tokens = list(prompt)
+        self.tokens, self.num_prompt_tokens = list(prompt), len(prompt)
         self.ids: list[int] = []  # generated, with the stop token
         self.logprobs: list[Logprobs | None] = []  # of these, where asked for and not forced
         self.prompt_logprobs: list[Logprobs] = []  # of the prompt's tokens behind the first, as far as computed
@@ -129,7 +130,7 @@ class Request:
                 self._keep(seen, 0)
             return
         self._has_chosen = True
-        right = self._num_right() if self._drafted else 0
+        right = self._num_right(len(rows.tokens)) if self._drafted else 0
         new = self.sampler.accept(right + 1)
         if seen is not None:
             self._keep(seen, right)
@@ -155,13 +156,13 @@ class Request:
         seen.num_drafted, seen.num_accepted = len(self._drafted), accepted
         self.observations.append(seen)
 
-    def _num_right(self) -> int:
-        """Drafted tokens that were right; the sequence forgets the others."""
+    def _num_right(self, num_rows: int) -> int:
+        """Drafted tokens that were right, of a step of `num_rows` rows; the sequence forgets the others."""
         assert self.sequence is not None
         right, count = 0, len(self._drafted)
         while right < count and self.sampler.chosen(right) == self._drafted[right]:
             right += 1
-        self.sequence.truncate(self.sequence.length - count + right)
+        self.sequence.accept(num_rows - count + right)
         self.num_drafted += count
         self.num_accepted += right
         return right

@@ -14,7 +14,8 @@ from edgellm.backends.cpu.runner import Rows, Runner
 from edgellm.errors import OptionError
 from edgellm.families.network import Attention, Network
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVCache, Sequence
+from edgellm.memory.kv import KVCache
+from edgellm.memory.sequence import Sequence
 from edgellm.runtime.graph import Mark
 
 Array = NDArray[np.float32]
@@ -121,12 +122,19 @@ class _Attention:
 
 
 def read_keys(cache: KVCache, sequence: Sequence, layer: int, kv_head: int, count: int) -> NDArray[np.float32]:
-    """Keys of a sequence's first `count` positions, as the queries want them, float32 [count][E]."""
-    found, blocks = cache.layout.layers[layer], sequence.blocks[: -(-count // KV_BLOCK)]
+    """Keys of a sequence's first `count` positions, as the queries want them, float32 [count][E].
+
+    They are zeros where a window has lost them.
+    """
+    found, group = cache.layout.layer(layer), cache.layout.group_of[layer]
     begin = found.offset + kv_head * found.head_stride
-    views = (cache.block_view(block)[begin : begin + found.head_stride] for block in blocks)
-    keys = [cache.layout.kv_format.read(view, found.state.head_size)[0] for view in views]
-    return np.concatenate(keys)[:count]
+    result = np.zeros((-(-count // KV_BLOCK) * KV_BLOCK, found.state.head_size), np.float32)
+    for number, block in enumerate(sequence.blocks[: len(result) // KV_BLOCK]):
+        if cache.has_block(block, group):
+            view = cache.block_view(block, group)[begin : begin + found.head_stride]
+            keys, _ = cache.layout.kv_format.read(view, found.state.head_size)
+            result[number * KV_BLOCK :][:KV_BLOCK] = keys
+    return result[:count]
 
 
 def _all_of(looks: list[Callable[[], None]]) -> Callable[[], None]:

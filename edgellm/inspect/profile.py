@@ -7,7 +7,7 @@ import numpy as np
 
 from edgellm.backends.cpu.runner import Rows, Runner
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import Sequence
+from edgellm.memory.sequence import Sequence
 from edgellm.packed.read import PackedModel
 from edgellm.runtime.graph import LayerState, Operation, Tensor
 
@@ -42,10 +42,10 @@ def profile(runner: Runner, packed: PackedModel, rows: int, depth: int) -> list[
             seconds = time.perf_counter() - begin
             # The clock's rate is not known everywhere; a step is all but some microseconds of the call.
             repeat[:] = np.diff(ticks) * (seconds / (ticks[-1] - ticks[0]))
-            sequence.truncate(depth)
+            sequence.accept(0)
             sequence.reserve(depth + rows)
     finally:
-        sequence.truncate(0)
+        sequence.rewind(0)
     seconds_of = np.median(times, axis=0)
     result = []
     for label in dict.fromkeys(runner.operations):
@@ -61,7 +61,7 @@ def _work(op: Operation, runner: Runner, packed: PackedModel, rows: int, depth: 
     if op.kind == "attend":
         state = op.operands["state"]
         assert isinstance(state, LayerState)
-        layer = runner.cache.layout.layers[state.layer]
+        layer = runner.cache.layout.layer(state.layer)
         token_bytes = layer.state.kv_heads * layer.head_stride // KV_BLOCK
         positions = rows * depth + rows * (rows + 1) // 2
         return (depth + rows) * token_bytes, 2 * positions * op.number("heads") * op.number("head_size")

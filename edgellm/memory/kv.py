@@ -1,66 +1,99 @@
-"""The KV cache: blocks of KV_BLOCK tokens from one arena, and sequences made of them.
+"""The KV cache: what models remember of texts, in arenas of blocks and slots, and the books about them.
 
-    arena    uint8 [blocks][block_bytes], a block as state.PagedLayout has it
-
-A block is one contiguous piece of all layers, so that it can be shared, counted and stored as a whole. It is
-
-    free         nobody needs it
-    held         by one sequence or more, which are counted
-    evictable    by none, but the prefix cache knows what is in it: kept until its memory is needed
+A text is a list of *blocks* of KV_BLOCK tokens. A block's keys and values of all tokens lie at its number in the first
+arena; those in a sliding window at a place of their own, as long as somebody may see them (window.py); recurrent states
+in slots, each the state after so many tokens (sequence.py).
 """
 
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.errors import EdgeLLMError
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.buffers import CAN_COMMIT, address, aligned_zeros, commit
-from edgellm.memory.state import PagedLayout
+from edgellm.memory.layout import StateLayout
+from edgellm.memory.pool import Pool
+from edgellm.memory.window import NOWHERE, WindowBlocks
+
+ZERO_SLOT = 0  # the state before the first token, all zeros
 
 
-class KVMemoryError(EdgeLLMError):
-    """Sequences hold so many blocks that there are not enough for another."""
+class KVCache(Pool):
+    """The blocks, which are the places of this pool, with what belongs to them."""
 
+    def __init__(
+        self, layout: StateLayout, num_blocks: int, *, num_places: Seq[int] | None = None, num_slots: int | None = None
+    ) -> None:
+        """`num_places` of each window, of which there need be fewer than blocks, and `num_slots` of recurrent states.
 
-class KVCache:
-    """An arena of blocks and the books about them."""
-
-    def __init__(self, layout: PagedLayout, num_blocks: int) -> None:
+        None: as many as blocks.
+        """
+        super().__init__(num_blocks, f"KV blocks of {KV_BLOCK} tokens")
         self.layout = layout
         self.num_blocks = num_blocks
-        self.on_evict: Callable[[int], None] = lambda block: None  # told of a block that was known, and is free now
-        self._arena = aligned_zeros((num_blocks, layout.block_bytes), np.uint8)
-        self._free = deque(range(num_blocks))
-        self._evictable: OrderedDict[int, None] = OrderedDict()  # least recently used first
-        self._counts = [0] * num_blocks  # sequences that hold the block
-        self._known: dict[int, int] = {}  # how many of a block's first tokens the prefix cache knows
+        places = list(num_places or [num_blocks] * len(layout.windows))
+        self.windows = [
+            WindowBlocks(group.window or 0, num_blocks, size)
+            for group, size in zip(layout.windows, places, strict=True)
+        ]
+        self.slots = Pool(0 if layout.slots is None else 1 + (num_slots or num_blocks), "slots of recurrent states")
+        if layout.slots is not None:
+            assert self.slots.allocate() == ZERO_SLOT  # for good
+        sizes = [num_blocks, *places]
+        self._arenas = [
+            aligned_zeros((size, group.nbytes), np.uint8) for size, group in zip(sizes, layout.groups, strict=True)
+        ]
+        self._slots = aligned_zeros((self.slots.size, layout.slots.nbytes if layout.slots else 0), np.uint8)
+        self.on_free = self._detach
 
     @property
-    def address(self) -> int:
-        return address(self._arena)
+    def is_recurrent(self) -> bool:
+        return self.layout.slots is not None
 
-    @property
-    def num_free(self) -> int:
-        """Blocks that can be had without taking any from a sequence: free and evictable."""
-        return len(self._free) + len(self._evictable)
+    def bases(self) -> dict[str, int]:
+        """Where the arenas begin, by name: "blocks.<group>" and "slots"."""
+        arenas = {f"blocks.{number}": address(arena) for number, arena in enumerate(self._arenas)}
+        return arenas | {"slots": address(self._slots)}
 
-    @property
-    def num_known(self) -> int:
-        """Blocks that the prefix cache knows."""
-        return len(self._known)
+    def block_view(self, block: int, group: int = 0) -> NDArray[np.uint8]:
+        """The bytes themselves of a block in a group, uint8 [BlockLayout.nbytes]."""
+        place = block if group == 0 else self.windows[group - 1].place_of[block]
+        assert place != NOWHERE, (block, group)
+        view: NDArray[np.uint8] = self._arenas[group][place]
+        return view
 
-    def block_view(self, block: int) -> NDArray[np.uint8]:
-        """The block's bytes themselves, uint8 [block_bytes]."""
-        view: NDArray[np.uint8] = self._arena[block]
+    def has_block(self, block: int, group: int) -> bool:
+        """Whether a block is there in a group."""
+        return group == 0 or self.windows[group - 1].has_all([block])
+
+    def slot_view(self, slot: int) -> NDArray[np.uint8]:
+        """The bytes themselves of a slot, uint8 [SlotLayout.nbytes]."""
+        view: NDArray[np.uint8] = self._slots[slot]
         return view
 
     def copy_block(self, source: int, target: int) -> None:
-        self._arena[target] = self._arena[source]
+        """In all groups in which both have a place."""
+        for group in range(len(self._arenas)):
+            self.block_view(target, group)[:] = self.block_view(source, group)
+
+    def read_block(self, block: int) -> NDArray[np.uint8] | None:
+        """A block of all groups, uint8 [StateLayout.block_bytes], to be kept elsewhere; None where a part is gone."""
+        if not all(self.has_block(block, group) for group in range(len(self._arenas))):
+            return None
+        if not self.windows:
+            return self.block_view(block)
+        return np.concatenate([self.block_view(block, group) for group in range(len(self._arenas))])
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """What `read_block` gave, to a block in those groups in which it has a place."""
+        begin = 0
+        for group, layout in enumerate(self.layout.groups):
+            if self.has_block(block, group):
+                self.block_view(block, group)[:] = data[begin : begin + layout.nbytes]
+            begin += layout.nbytes
 
     def prepare(self, num_blocks: int) -> None:
         """Commit the memory of the next free blocks in the background, where the system can.
@@ -72,113 +105,16 @@ class KVCache:
         if CAN_COMMIT and views:
             threading.Thread(target=commit, args=views, name="edgellm-kv", daemon=True).start()
 
-    # Who holds a block
-
-    def allocate(self) -> int:
-        """A block, held once: a free one, or else the evictable one least recently used. Errors: KVMemoryError."""
-        return self.allocate_many(1)[0]
-
-    def allocate_many(self, count: int) -> list[int]:
-        """All of `count` blocks or none. Errors: KVMemoryError."""
-        if count > self.num_free:
-            raise KVMemoryError(
-                f"{count} KV blocks of {KV_BLOCK} tokens are needed, {self.num_free} of {self.num_blocks} are free; "
-                "end a request, or load the model with more kv_memory"
-            )
-        while len(self._free) < count:
-            self.evict()
-        blocks = [self._free.popleft() for _ in range(count)]
-        for block in blocks:
-            self._counts[block] = 1
-        return blocks
-
-    def share(self, block: int) -> None:
-        """Hold a block that is held or evictable once more."""
-        if self._counts[block] == 0:
-            del self._evictable[block]
-        self._counts[block] += 1
-
-    def release(self, block: int) -> None:
-        """Give back one hold. The last one makes it evictable, as the most recently used, or free."""
-        assert self._counts[block] > 0, block
-        self._counts[block] -= 1
-        if self._counts[block] == 0:
-            if block in self._known:
-                self._evictable[block] = None
-            else:
-                self._free.appendleft(block)  # the next to be reused, while its memory is still warm
-
-    # What the prefix cache knows
-
-    def remember(self, block: int, num_tokens: int) -> None:
-        """The prefix cache knows the first `num_tokens` tokens of a held block."""
-        assert self._counts[block] > 0, block
-        self._known[block] = num_tokens
-
-    def forget(self, block: int) -> None:
-        """The prefix cache doesn't know the block any more."""
-        del self._known[block]
-        if self._counts[block] == 0:
-            del self._evictable[block]
-            self._free.appendleft(block)
-
-    def evict(self) -> bool:
-        """Free the evictable block least recently used; False if there is none."""
-        if not self._evictable:
-            return False
-        block = next(iter(self._evictable))
-        self.forget(block)
-        self.on_evict(block)
-        return True
-
-    def is_owned(self, block: int, num_tokens: int) -> bool:
-        """Whether its only holder may write behind its first `num_tokens` tokens: nobody else needs what is there."""
-        return self._counts[block] == 1 and self._known.get(block, 0) <= num_tokens
-
     def check_integrity(self) -> None:
-        """Every block is in one state: free, evictable, which are known and not held, or held."""
-        held = {block for block, count in enumerate(self._counts) if count > 0}
-        free, evictable, known = set(self._free), set(self._evictable), set(self._known)
-        assert min(self._counts, default=0) >= 0, self._counts
-        assert len(free) == len(self._free), self._free
-        assert len(free) + len(evictable) + len(held) == self.num_blocks, (free, evictable, held)
-        assert free | evictable | held == set(range(self.num_blocks)), (free, evictable, held)
-        assert known - held == evictable, (known, held, evictable)
+        """The books of all pools balance, and what is free has no place in a window."""
+        super().check_integrity()
+        for window in self.windows:
+            window.check_integrity()
+            assert not any(window.place_of[block] != NOWHERE for block in self._free), "a free block has a place"
+        self.slots.check_integrity()
+        if self.is_recurrent:
+            assert self.slots.holds(ZERO_SLOT) >= 1 and not self.slot_view(ZERO_SLOT).any()
 
-
-class Sequence:
-    """The blocks of one text, in order: position p lies in blocks[p // KV_BLOCK]."""
-
-    def __init__(self, cache: KVCache) -> None:
-        self._cache = cache
-        self.blocks: list[int] = []
-        self.length = 0  # tokens whose keys and values are in the cache
-        self.names: list[bytes] = []  # of the first full blocks: those that the prefix cache knows
-
-    def reserve(self, num_tokens: int) -> None:
-        """Make room for `num_tokens` in all, before those behind `length` are written.
-
-        A last block that others need is replaced by a copy of it:
-
-            length                  v
-            blocks    [ 0..31 ][ 32..40, others' 41..63 ]
-            becomes   [ 0..31 ][ 32..40, room          ][ room ]
-
-        Errors: KVMemoryError, with nothing changed but that there may be a copy.
-        """
-        index, used = divmod(self.length, KV_BLOCK)
-        if used > 0 and num_tokens > self.length and not self._cache.is_owned(self.blocks[index], used):
-            source, self.blocks[index] = self.blocks[index], self._cache.allocate()
-            self._cache.copy_block(source, self.blocks[index])
-            self._cache.release(source)  # first: it may make room for the rest
-        missing = -(-num_tokens // KV_BLOCK) - len(self.blocks)
-        if missing > 0:
-            self.blocks += self._cache.allocate_many(missing)
-
-    def truncate(self, num_tokens: int) -> None:
-        """Forget all but the first `num_tokens` tokens; last blocks first, which makes them the first to be evicted."""
-        assert num_tokens <= self.length, (num_tokens, self.length)
-        self.length = num_tokens
-        del self.names[num_tokens // KV_BLOCK :]
-        while len(self.blocks) > -(-num_tokens // KV_BLOCK):
-            self._cache.release(self.blocks.pop())
+    def _detach(self, block: int) -> None:
+        for window in self.windows:
+            window.detach(block)

@@ -7,6 +7,10 @@
 
 A shared block is copied by whoever writes into it what others do not have: Sequence.reserve.
 
+A text resumes at the longest place where all of its states can stand: the blocks that windows show are there, and the
+recurrent states were kept. They are kept at the end of what a sequence holds when it is shared or ends, and every
+`StateLayout.state_interval` tokens.
+
 The caller sees to it that one call runs at a time, and none during a step.
 """
 
@@ -14,15 +18,20 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.disk.record import HASH_BYTES
+from edgellm.memory.checkpoints import Checkpoints
+from edgellm.memory.disk.record import HASH_BYTES, Data
 from edgellm.memory.disk.store import BlockStore
-from edgellm.memory.kv import KVCache, Sequence
-from edgellm.memory.tree import BlockTree, Match, Node, closest, digest
+from edgellm.memory.kv import ZERO_SLOT, KVCache
+from edgellm.memory.sequence import Sequence
+from edgellm.memory.tree import BlockTree, Match, Node, closest, digest, states_after
 
 PREPARED = 64 << 20  # bytes of memory, at most, that wait for what may be read from the disk
 
-Reason = Literal["hit", "never seen", "differs", "model changed", "evicted", "not read"]
+
+Reason = Literal["hit", "never seen", "differs", "model changed", "evicted", "no state", "not read"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class CacheReport:
     model changed    they are known, but of another model file or KV format
     differs          what is known goes on with another token
     never seen       nothing is known behind these tokens
+    no state         the next tokens are known, but there is no recurrent state, or no window, to go on from
     not read         all of it is computed, since the logits of all tokens are wanted
 
     The names of blocks tell what was evicted or is another model's, so of a block that the prompt ends within, both
@@ -60,6 +70,7 @@ class PrefixCache:
         self._cache = cache
         self._store = store
         self._tree = BlockTree(model)
+        self._checkpoints = Checkpoints(cache.slots)
         # From the disk. Before the first text it counts as if: that begins as one before the restart, if any does
         self._has_read = True
         self._prepare()
@@ -85,8 +96,14 @@ class PrefixCache:
             in_memory = known.name in node.children
             used = self._use_part(sequence, known, min(known.count, len(tokens) - 1 - sequence.length))
             from_memory, from_disk = from_memory + used * in_memory, from_disk + used * (not in_memory)
+        known_tokens = sequence.length
+        self._resume(sequence, tokens)
+        from_memory = min(from_memory, sequence.length)
+        from_disk = min(from_disk, sequence.length - from_memory)
         if sequence.length == len(tokens) - 1:
             return sequence, CacheReport(from_memory, from_disk, "hit")
+        if sequence.length < known_tokens:
+            return sequence, CacheReport(from_memory, from_disk, "no state")
         start = len(sequence.names) * KV_BLOCK
         reason = self._reason(node, rest, known, sequence.length - start)
         if reason != "differs":
@@ -95,7 +112,8 @@ class PrefixCache:
         return sequence, CacheReport(from_memory, from_disk, reason, start + known.count, known.tokens[known.count])
 
     def commit(self, sequence: Sequence, tokens: Seq[int]) -> None:
-        """Know the blocks that became full. `tokens` are all that the sequence holds.
+        """Know the blocks that became full, and a state every `state_interval` tokens. `tokens` are all that the
+        sequence holds.
 
         If another sequence was faster, ours takes over its block, which has the same bits.
         """
@@ -108,17 +126,19 @@ class PrefixCache:
                 node = self._add(parent, part, block)
                 self._put(node)
             elif node.block != block:
-                self._cache.share(node.block)
-                self._cache.release(block)
-                sequence.blocks[index] = node.block
+                sequence.take_over(index, node.block)
             sequence.names.append(node.name)
+        if sequence.length % self._cache.layout.state_interval == 0:
+            self._keep_state(sequence, tokens)
 
-    def share(self, sequence: Sequence, tokens: Seq[int]) -> Node | None:
+    def share(self, sequence: Sequence, tokens: Seq[int], *, keeps_state: bool = True) -> Node | None:
         """Know all that the sequence holds, which may go on; the node of its last block if that is not full.
 
-        `tokens` are as for `commit`.
+        `tokens` are as for `commit`; `keeps_state`: its state too, wherever it is.
         """
         self.commit(sequence, tokens)
+        if keeps_state:
+            self._keep_state(sequence, tokens)
         parent, part = self._last(sequence), self._rest(sequence, tokens)
         if not part:
             return None
@@ -132,24 +152,25 @@ class PrefixCache:
             self._put(self._tree[name])  # once more: when it became full, the queue may have been
         if last is not None:
             self._put(last)
-        sequence.truncate(0)
+        sequence.rewind(0)
         self._prepare()
 
     def forget(self) -> None:
         """Free all memory that no sequence holds. What is on disk stays."""
-        while self._cache.evict():
+        while self._cache.evict() or self._cache.slots.evict():
             pass
 
     def check_integrity(self) -> None:
         """The books of the cache and those about its contents balance."""
         self._cache.check_integrity()
         self._tree.check_integrity()
+        self._checkpoints.check_integrity()
         assert self._cache.num_known == len(self._tree), (self._cache.num_known, len(self._tree))
 
     def _prepare(self) -> None:
         """Memory for what may be read from the disk, while nobody waits for it."""
         if self._store is not None and self._has_read:
-            self._cache.prepare(min(self._store.num_blocks, PREPARED // self._cache.layout.block_bytes))
+            self._cache.prepare(min(self._store.num_blocks, PREPARED // max(self._cache.layout.block_bytes, 1)))
         self._has_read = False
 
     def _last(self, sequence: Sequence) -> Node:
@@ -183,8 +204,7 @@ class PrefixCache:
             name = digest(name, tokens[start : start + KV_BLOCK])
             names.append(name)
         for stored in store.get_many(names):
-            block = self._cache.allocate()
-            self._cache.block_view(block)[:] = stored.data
+            block = self._new_block(stored.data)
             self._append(sequence, self._add(self._last(sequence), self._rest(sequence, tokens), block))
             self._has_read = True
 
@@ -221,9 +241,64 @@ class PrefixCache:
         stored = self._store.get(name) if self._store is not None and self._cache.num_free else None
         if stored is None:
             return None
+        return self._new_block(stored.data)
+
+    def _new_block(self, data: Data) -> int:
+        """A block from the disk, with places in the windows as far as there is memory for them."""
         block = self._cache.allocate()
-        self._cache.block_view(block)[:] = stored.data
+        windows = [window for window in self._cache.windows if window.pool.num_free]
+        for window in windows:
+            window.attach(block)
+        self._cache.write_block(block, np.frombuffer(data, np.uint8))
+        for window in windows:
+            window.release([block])
         return block
+
+    def _resume(self, sequence: Sequence, tokens: Seq[int]) -> None:
+        """Let a sequence stand at the longest place of what was appended to it where all of its states can."""
+        known = sequence.length
+        if not self._cache.is_recurrent:
+            places = (known, *range(known // KV_BLOCK * KV_BLOCK, 0, -KV_BLOCK))
+            sequence.resume(next((place for place in places if sequence.can_stand(place)), 0))
+            return
+        for index in range((known - 1) // KV_BLOCK, -1, -1):
+            start = index * KV_BLOCK
+            parent = self._tree[sequence.names[index - 1]] if index else self._tree.root
+            found = self._find_state(parent, tokens[start : min(start + KV_BLOCK, known)])
+            if found is not None and sequence.can_stand(start + found[0]):
+                sequence.resume(start + found[0], found[1])
+                return
+        sequence.resume(0)
+
+    def _find_state(self, parent: Node, rest: Seq[int]) -> tuple[int, int] | None:
+        """The kept state of a text that goes on after a block as `rest` does: how many tokens of it, and the slot."""
+        found = self._checkpoints.find(parent.name, rest, len(rest))
+        if self._store is None or (found is not None and found[0] == len(rest)):
+            return found
+        stored = [tokens for _, tokens in self._store.children(states_after(parent.name))]
+        fitting = (tokens for tokens in stored if tokens == tuple(rest[: len(tokens)]))
+        longest = max(fitting, key=len, default=())
+        if len(longest) <= (found[0] if found is not None else 0) or not self._cache.slots.num_free:
+            return found
+        block = self._store.get(digest(states_after(parent.name), longest))
+        if block is None:
+            return found
+        slot = self._cache.slots.allocate()
+        self._cache.slot_view(slot)[:] = block.data
+        self._checkpoints.add(parent.name, longest, slot)
+        self._cache.slots.release(slot)  # kept, and held again by who resumes with it
+        return len(longest), slot
+
+    def _keep_state(self, sequence: Sequence, tokens: Seq[int]) -> None:
+        if not self._cache.is_recurrent or sequence.slot == ZERO_SLOT:
+            return
+        start = (sequence.length - 1) // KV_BLOCK * KV_BLOCK
+        parent = self._tree[sequence.names[start // KV_BLOCK - 1]] if start else self._tree.root
+        rest = tuple(tokens[start : sequence.length])
+        if self._checkpoints.add(parent.name, rest, sequence.slot) and self._store is not None:
+            before = states_after(parent.name)
+            data, text = self._cache.slot_view(sequence.slot), digest(states_after(parent.text), rest)
+            self._store.put(digest(before, rest), before, rest, data, text)
 
     def _reason(self, node: Node, rest: tuple[int, ...], known: Match | None, used: int) -> Reason:
         """Why only `used` tokens of rest, which follow node, are cached."""
@@ -252,5 +327,6 @@ class PrefixCache:
     def _put(self, node: Node) -> None:
         if self._store is not None:
             assert node.parent is not None
-            data = self._cache.block_view(node.block)
-            self._store.put(node.name, node.parent.name, node.tokens, data, node.text)
+            data = self._cache.read_block(node.block)
+            if data is not None:
+                self._store.put(node.name, node.parent.name, node.tokens, data, node.text)

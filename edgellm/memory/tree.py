@@ -22,6 +22,11 @@ def digest(parent: bytes, tokens: Seq[int]) -> bytes:
     return hashlib.blake2b(parent + pack_tokens(tokens), digest_size=HASH_BYTES).digest()
 
 
+def states_after(name: bytes) -> bytes:
+    """What stands in the place of the parent for stored states of texts that go on after the block of this name."""
+    return hashlib.blake2b(name + b"states", digest_size=HASH_BYTES).digest()
+
+
 def count_equal(first: Seq[int], second: Seq[int]) -> int:
     """How many tokens agree before the first that does not."""
     count = 0

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from edgellm.families.network import KeysValues
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.kv import KVCache, Sequence
-from edgellm.memory.state import LayerKV, PagedLayout
+from edgellm.memory.kv import KVCache
+from edgellm.memory.layout import BlockLayout, LayerKV, StateLayout
+from edgellm.memory.sequence import Sequence
 
 FORMAT = kv_formats()["bf16"]
-LAYOUT = PagedLayout(FORMAT, {0: LayerKV(KeysValues(1, 32), 0, FORMAT.head_bytes(32))}, FORMAT.head_bytes(32))
+GROUP = BlockLayout({0: LayerKV(KeysValues(1, 32), 0, FORMAT.head_bytes(32))}, FORMAT.head_bytes(32))
+LAYOUT = StateLayout(FORMAT, (GROUP,), None)
 SLOT = LAYOUT.token_bytes
 BLOCK_BYTES = LAYOUT.block_bytes
 

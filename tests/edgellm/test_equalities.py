@@ -17,8 +17,9 @@ from edgellm.kernels import elf, jit
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.targets import ISAS, host_target, target_for
 from edgellm.kernels.units import own_units
-from edgellm.memory.kv import KVCache, Sequence
-from edgellm.memory.state import paged_layout
+from edgellm.memory.kv import KVCache
+from edgellm.memory.layout import state_layout
+from edgellm.memory.sequence import Sequence
 from edgellm.packed.read import PackedModel, open_packed
 from tests.tiny import make_tiny_gguf
 
@@ -32,7 +33,7 @@ def kv_cache_dtype(packed: PackedModel) -> str:
 
 @contextmanager
 def runner(library: jit.Library, packed: PackedModel, *, threads: int = 1) -> Iterator[tuple[Runner, KVCache]]:
-    layout = paged_layout(packed.network, kv_formats()[kv_cache_dtype(packed)])
+    layout = state_layout(packed.network, kv_formats()[kv_cache_dtype(packed)])
     cache, team = KVCache(layout, 40), Team(library, threads, processors=2)
     try:
         yield Runner(library, team, packed, cache, context=512, max_rows=320, max_logit_rows=320), cache
@@ -52,7 +53,7 @@ def logits_in_steps(run: tuple[Runner, KVCache], tokens: list[int], sizes: list[
         parts.append(engine.logits.copy())
         start += size
     assert start == len(tokens)
-    sequence.truncate(0)
+    sequence.rewind(0)
     return np.concatenate(parts)
 
 
@@ -125,7 +126,7 @@ def test_sequences_in_one_step_equal_each_alone(library: jit.Library, packed: Pa
         together = engine.logits
         assert np.array_equal(together, whole[[270, 0, 150, 199, 50, 51, 52, 53, 54]])
         for sequence in (first, second, third):
-            sequence.truncate(0)
+            sequence.rewind(0)
 
 
 def test_rewinding_forgets(library: jit.Library, packed: PackedModel, whole: np.ndarray) -> None:
@@ -134,11 +135,11 @@ def test_rewinding_forgets(library: jit.Library, packed: PackedModel, whole: np.
         sequence.reserve(300)
         engine.run([Rows(sequence, TOKENS[:100])])
         engine.run([Rows(sequence, [5, 6, 7, 8])])
-        sequence.truncate(100)
+        sequence.rewind(100)
         sequence.reserve(300)
         engine.run([Rows(sequence, TOKENS[100:], range(200))])
         assert np.array_equal(engine.logits, whole[100:])
-        sequence.truncate(0)
+        sequence.rewind(0)
 
 
 def available(isa: str) -> bool:

@@ -8,7 +8,9 @@ import pytest
 
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.buffers import CAN_COMMIT
-from edgellm.memory.kv import KVCache, KVMemoryError, Sequence
+from edgellm.memory.kv import KVCache
+from edgellm.memory.pool import KVMemoryError
+from edgellm.memory.sequence import Sequence
 from tests.edgellm.kv_slots import LAYOUT, holds, step
 
 TEXT = list(range(100))
@@ -73,8 +75,8 @@ def test_blocks_are_had_all_or_none(length: int) -> None:
         sequence.reserve(5 * KV_BLOCK + 1)
     assert (len(sequence.blocks), cache.num_free, evicted) == (blocks, num_free - copied, [])
     assert holds(cache, sequence, TEXT[:length]) and holds(cache, other, TEXT[:length])
-    other.truncate(0)
-    sequence.truncate(0)
+    other.rewind(0)
+    sequence.rewind(0)
     cache.check_integrity()
 
 
@@ -84,13 +86,13 @@ def test_writing_behind_a_shared_beginning_leaves_the_other_as_it_was(length: in
     first = Sequence(cache)
     step(cache, first, TEXT)
     second = fork(cache, first)
-    second.truncate(length)
+    second.rewind(length)
     changed = TEXT[:length] + [99] * 80
     step(cache, second, changed)
     assert holds(cache, first, TEXT) and holds(cache, second, changed)
     assert len(set(first.blocks) & set(second.blocks)) == length // KV_BLOCK
-    first.truncate(0)
-    second.truncate(0)
+    first.rewind(0)
+    second.rewind(0)
     cache.check_integrity()
     assert cache.num_free == 20
 
@@ -103,13 +105,13 @@ def test_a_block_is_copied_where_the_prefix_cache_knows_what_would_be_overwritte
     cache.remember(block, 10)
     step(cache, sequence, TEXT[:12])
     assert sequence.blocks == [block]  # behind what is known
-    sequence.truncate(8)
+    sequence.rewind(8)
     sequence.reserve(8)
     assert sequence.blocks == [block]  # nothing will be written
     sequence.reserve(9)
     assert sequence.blocks != [block]
     assert holds(cache, sequence, TEXT)
-    sequence.truncate(0)
+    sequence.rewind(0)
     cache.check_integrity()
 
 
@@ -120,7 +122,7 @@ def test_a_sequence_alone_is_never_copied() -> None:
         blocks = list(sequence.blocks)
         step(cache, sequence, TEXT + TEXT, length)
         assert sequence.blocks[: len(blocks)] == blocks
-    sequence.truncate(0)
+    sequence.rewind(0)
 
 
 def resident_bytes() -> int:

@@ -115,10 +115,10 @@ def test_a_rewound_sequence_leaves_what_was_known_as_it_was() -> None:
     sequence, _ = prefix.begin(TEXT)
     step(cache, sequence, TEXT, 100)
     prefix.commit(sequence, TEXT[:100])
-    sequence.truncate(40)
+    sequence.rewind(40)
     other = [*TEXT[:40], *[9] * 60]
     step(cache, sequence, other, 80)
-    sequence.truncate(70)  # a draft of which ten tokens were wrong
+    sequence.rewind(70)  # a draft of which ten tokens were wrong
     step(cache, sequence, other)
     prefix.commit(sequence, other)
     prefix.end(sequence, other)

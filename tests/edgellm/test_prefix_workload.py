@@ -7,7 +7,8 @@ import pytest
 
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.disk.store import BlockStore
-from edgellm.memory.kv import KVMemoryError, Sequence
+from edgellm.memory.pool import KVMemoryError
+from edgellm.memory.sequence import Sequence
 from edgellm.memory.tree import count_equal
 from tests.edgellm.kv_slots import holds, step
 from tests.edgellm.prefix_requests import make, opened
@@ -61,7 +62,7 @@ class Workload:
 
     def rewind(self) -> None:
         sequence, tokens = self.random.choice(self.running)
-        sequence.truncate(self.random.randint(0, sequence.length))
+        sequence.rewind(self.random.randint(0, sequence.length))
         tokens[sequence.length :] = self.random.choices(range(3), k=self.random.randint(1, 80))
 
     def end(self) -> None:

@@ -1,7 +1,7 @@
 """A fused and planned graph as records for our kernels: kernels/ops.py says what each word is.
 
-Arenas that the records point to: weights (the packed file's data), work and tables (runtime/plan.py), step (step.py)
-and kv (the blocks of the KV cache).
+Arenas that the records point to: weights (the packed file's data), work and tables (runtime/plan.py), step (step.py),
+blocks.<group> and slots (memory/layout.py).
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy as np
 from edgellm.backends.cpu.step import StepLayout
 from edgellm.kernels import ops
 from edgellm.kernels.panels import PANEL, padded_rows
-from edgellm.memory.state import PagedLayout
+from edgellm.memory.layout import StateLayout
 from edgellm.packed.header import PackedHeader
 from edgellm.runtime.graph import Graph, LayerState, Operand, Operation, Part, RopeTable, Tensor, Value
 from edgellm.runtime.plan import Place, Plan
@@ -22,15 +22,16 @@ KERNELS = {"attend": ops.ATTEND, "combine": ops.ATTEND, "embed": ops.EMBED, "nor
            "quantize": ops.QUANTIZE, "sample": ops.SAMPLE}  # fmt: skip
 
 
-def lower(graph: Graph, plan: Plan, header: PackedHeader, kv: PagedLayout, step: StepLayout) -> Program:
+def lower(graph: Graph, plan: Plan, header: PackedHeader, states: StateLayout, step: StepLayout) -> Program:
     """The program of a graph."""
-    lowering = _Lowering(graph, plan, header, kv, step)
+    lowering = _Lowering(graph, plan, header, states, step)
     return lowering.program()
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, plan: Plan, header: PackedHeader, kv: PagedLayout, step: StepLayout) -> None:
-        self._graph, self._plan, self._header, self._kv, self._step = graph, plan, header, kv, step
+    def __init__(self, graph: Graph, plan: Plan, header: PackedHeader, states: StateLayout, step: StepLayout) -> None:
+        self._graph, self._plan, self._header = graph, plan, header
+        self._states, self._step = states, step
         self._writer = ProgramWriter(len(graph.operations))
 
     def program(self) -> Program:
@@ -44,6 +45,9 @@ class _Lowering:
 
     def _operation(self, op: Operation) -> None:
         assert op.call is not None or op.kind in KERNELS, f"no kernel for {op}"
+        assert op.kind != "quantize" or not op.reads[0].is_selected, (
+            f"no kernel for rows that are selected already: {op}"
+        )
         record = op.call.record if op.call else KERNELS[op.kind]
         barrier = ops.BARRIER if op.kind != "embed" else ops.NO_BARRIER
         words = self._words(record, {**op.operands, "out": op.operands.get("out", op.output)})
@@ -84,7 +88,7 @@ class _Lowering:
         record = ops.EPILOGUES[part.epilogue]
         name = part.epilogue
         if name in ("query", "key", "value"):
-            name += f"_{self._kv.kv_format.name}"
+            name += f"_{self._states.kv_format.name}"
         rows, _ = self._header.network.matrices()[weight.name]
         words = {
             "weight": self._operand(weight),
@@ -115,7 +119,7 @@ class _Lowering:
             case Tensor():
                 return self._tensor(operand.name)
             case LayerState():
-                return self._cache(operand.layer)
+                return self._state(operand.layer)
             case RopeTable():
                 return Ref("tables", self._plan.rope[operand])
             case float():
@@ -136,17 +140,27 @@ class _Lowering:
         kernels = {which: Kernel(f"{which}_{quant.unit}") for which in ops.WEIGHT_HEAD}
         return self._writer.record(quant.record, **kernels, **parts, **quant.numbers())
 
-    def _cache(self, layer: int) -> Ref:
-        found, name = self._kv.layers[layer], self._kv.kv_format.name
+    def _state(self, layer: int) -> Ref:
+        """What a layer remembers: keys and values, or a state of a fixed size."""
+        slots, name = self._states.slots, self._states.kv_format.name
+        if slots is not None and layer in slots.layers:
+            return self._writer.record(
+                ops.RECURRENT,
+                slots=Ref("slots", slots.layers[layer].offset),
+                table=Ref("step", self._step.slots),
+                slot_stride=slots.nbytes,
+            )
+        number = self._states.group_of[layer]
+        group = self._states.groups[number]
         return self._writer.record(
             ops.CACHE,
-            blocks=Ref("kv", 0),
-            tables=Ref("step", self._step.tables),
+            blocks=Ref(f"blocks.{number}", 0),
+            tables=Ref("step", self._step.tables[number]),
             table_stride=self._step.table_stride,
-            block_stride=self._kv.block_bytes,
-            offset=found.offset,
-            head_stride=found.head_stride,
-            head_size=found.state.head_size,
+            block_stride=group.nbytes,
+            offset=group.layers[layer].offset,
+            head_stride=group.layers[layer].head_stride,
+            head_size=group.layers[layer].state.head_size,
             score=Kernel(f"score_{name}"),
             values=Kernel(f"values_{name}"),
         )

@@ -16,7 +16,8 @@ from edgellm.backends.cpu.team import Team
 from edgellm.kernels import ops
 from edgellm.kernels.jit import Library
 from edgellm.memory.buffers import address, aligned_zeros, elements
-from edgellm.memory.kv import KVCache, Sequence
+from edgellm.memory.kv import KVCache
+from edgellm.memory.sequence import Sequence
 from edgellm.packed.read import PackedModel
 from edgellm.runtime.build import network_graph
 from edgellm.runtime.fuse import fuse
@@ -52,7 +53,7 @@ class Runner:
         shape = StepShape(max_rows, max_logit_rows, team.threads, context)
         self.graph = fuse(network_graph(packed.network))
         self._plan = plan(self.graph, shape)
-        layout = StepLayout(shape)
+        layout = StepLayout(shape, len(cache.layout.groups))
         self._program = lower(self.graph, self._plan, packed.header, cache.layout, layout)
         self.operations, self._marks = self._program.labels, self._program.marks
         self._work = aligned_zeros(self._plan.work_bytes, np.uint8)
@@ -63,7 +64,7 @@ class Runner:
             "work": address(self._work),
             "tables": address(self._rope.memory),
             "step": address(self._arena),
-            "kv": cache.address,
+            **cache.bases(),
         }
         self._table = self._program.bind(bases, library.addresses)
         self._kept = [packed, cache, library]  # what the table points to
@@ -71,7 +72,6 @@ class Runner:
         groups = [op.number("heads") // op.number("kv_heads") for op in self.graph.operations if op.kind == "attend"]
         self._span = max(1, ops.SPAN_QUERIES // max(groups, default=1))
         self._bind_step(layout)
-        self._written: list[list[int]] = [[] for _ in range(max_rows)]  # block tables as they are in _tables
         (sample,) = [op for op in self.graph.operations if op.kind == "sample"]
         self._all_logits = self._floats(sample.operands["logits"])[:, : packed.network.vocabulary]
 
@@ -94,7 +94,13 @@ class Runner:
         self._spans, self._logit_rows = part(layout.spans, 2 * rows), part(layout.logit_rows, logit_rows)
         self._samplers = part(layout.samplers, logit_rows, is_long=True)
         self._table_stride = layout.table_stride
-        self._tables = part(layout.tables, rows * layout.table_stride)
+        self._slots = part(layout.slots, 2 * rows)
+        # Of each group that has layers: its number, its tables, and what was written to them, sequence by sequence
+        used = [number for number, group in enumerate(self.cache.layout.groups) if group.layers]
+        self._tables: list[tuple[int, memoryview, list[list[int]]]] = [
+            (number, part(layout.tables[number], rows * layout.table_stride), [[] for _ in range(rows)])
+            for number in used
+        ]
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -125,8 +131,7 @@ class Runner:
         row = num_logits = num_spans = 0
         for number, rows in enumerate(batch):
             start, count = rows.sequence.length, len(rows.tokens)
-            blocks = rows.sequence.blocks
-            assert (start + count) <= len(blocks) * ops.KV_BLOCK, "room was not reserved"
+            assert (start + count) <= len(rows.sequence.blocks) * ops.KV_BLOCK, "room was not reserved"
             if count == 1:  # a third of the time that slices take
                 self._tokens[row], self._positions[row], self._sequences[row] = rows.tokens[0], start, number
             else:
@@ -134,10 +139,13 @@ class Runner:
                 self._positions[row : row + count] = array("i", range(start, start + count))
                 self._sequences[row : row + count] = array("i", [number]) * count
             self._sequence_rows[2 * number], self._sequence_rows[2 * number + 1] = row, count
-            if self._written[number] != blocks:  # a long list costs more to write than to compare
-                table = number * self._table_stride
-                self._tables[table : table + len(blocks)] = array("i", blocks)
-                self._written[number] = list(blocks)
+            self._slots[2 * number], self._slots[2 * number + 1] = rows.sequence.slot, rows.sequence.next_slot
+            for group, tables, written in self._tables:
+                blocks = rows.sequence.tables(group)
+                if written[number] != blocks:  # a long list costs more to write than to compare
+                    table = number * self._table_stride
+                    tables[table : table + len(blocks)] = array("i", blocks)
+                    written[number] = list(blocks)
             for first in range(0, count, self._span):
                 self._spans[2 * num_spans], self._spans[2 * num_spans + 1] = row + first, min(self._span, count - first)
                 num_spans += 1
@@ -150,7 +158,7 @@ class Runner:
         self._step[SEQUENCE_COUNT] = len(batch)
         self._walk(row, num_logits, num_spans, times, watch)
         for rows in batch:
-            rows.sequence.length += len(rows.tokens)
+            rows.sequence.advance(len(rows.tokens))
 
     def close(self) -> None:
         """Forget the model's memory, so that its file can be unmapped."""

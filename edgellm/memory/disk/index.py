@@ -13,11 +13,12 @@ log = logging.getLogger(__name__)
 class Index:
     """The segments of a folder and, of one model and KV format, their blocks. Callers hold `lock`."""
 
-    def __init__(self, folder: Folder, model: bytes, block_bytes: int) -> None:
+    def __init__(self, folder: Folder, model: bytes, sizes: Collection[int]) -> None:
+        """`sizes` are the payloads that the model's records may have, in bytes."""
         self.lock = threading.Lock()
         self._folder = folder
         self._model = model
-        self._block_bytes = block_bytes
+        self._sizes = sizes
         self._segments: dict[str, Segment] = {}
         self._blocks: dict[bytes, StoredBlock] = {}
         self._children: dict[bytes, list[StoredBlock]] = {}
@@ -87,6 +88,6 @@ class Index:
             header = block.header
             if header.model != self._model:
                 self._other_texts.add(header.text)
-            elif header.block_bytes == self._block_bytes and header.name not in self._blocks:
+            elif header.block_bytes in self._sizes and header.name not in self._blocks:
                 self._blocks[header.name] = block
                 self._children.setdefault(header.parent, []).append(block)

@@ -38,7 +38,7 @@ class Block:
     name: bytes
     parent: bytes
     tokens: tuple[int, ...]
-    data: NDArray[np.uint8]  # [block_bytes], mapped and read-only
+    data: NDArray[np.uint8]  # mapped and read-only
 
 
 class BlockStore:
@@ -47,16 +47,19 @@ class BlockStore:
     folder         made if it is not there, for this user alone
     model          HASH_BYTES that name the model file and the KV format
     block_bytes    of a block's keys and values
+    state_bytes    of a recurrent state, which is stored as blocks are; None for a model without
     budget_bytes   that all segments in the folder may take, of whichever model
     Errors: CacheFolderError if the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, *, model: bytes, block_bytes: int, budget_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, *, model: bytes, block_bytes: int, budget_bytes: int, state_bytes: int | None = None
+    ) -> None:
         assert len(model) == HASH_BYTES, len(model)
         self._folder = Folder(folder)
         self._folder.make()
         self._model = model
-        self._block_bytes = block_bytes
+        self._sizes = {block_bytes} if state_bytes is None else {block_bytes, state_bytes}
         self._budget = budget_bytes
         self._evicted = EvictedNames(folder)
         self._max_queued = max(1, MAX_QUEUED // record_bytes(block_bytes))
@@ -72,7 +75,7 @@ class BlockStore:
     def _begin(self) -> None:
         """What belongs to this process: locks, a thread, a segment, and what it knows of the folder."""
         self._process = os.getpid()
-        self._index = Index(self._folder, self._model, self._block_bytes)
+        self._index = Index(self._folder, self._model, self._sizes)
         self._appender = Appender(self._folder.path, self._index, self._evicted, self._budget)
         self._writer = BackgroundWriter(self._appender.append, self._max_queued)
         self.refresh()
@@ -109,7 +112,7 @@ class BlockStore:
         name     HASH_BYTES: of the model, the KV format and all tokens up to the block's end
         parent   name of the block before it, or what the first blocks of all texts have in its place
         tokens   1 to 32 ids
-        data     block_bytes, contiguous
+        data     block_bytes or state_bytes, contiguous
         text     HASH_BYTES: of all tokens up to the block's end, whatever the model
         """
         assert len(name) == len(parent) == len(text) == HASH_BYTES, (name, parent, text)
@@ -119,7 +122,9 @@ class BlockStore:
             if stored is not None:
                 stored.segment.touch()  # it is in use, if only in memory
                 return
-        self._writer.put(Header(name, parent, self._model, text, pack_tokens(tokens), self._block_bytes), data)
+        nbytes = np.frombuffer(data, np.uint8).size
+        assert nbytes in self._sizes, (nbytes, self._sizes)
+        self._writer.put(Header(name, parent, self._model, text, pack_tokens(tokens), nbytes), data)
 
     def children(self, parent: bytes) -> list[tuple[bytes, tuple[int, ...]]]:
         """Name and tokens of the stored blocks that follow a block, or begin texts, see `put`."""

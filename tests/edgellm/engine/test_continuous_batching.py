@@ -17,7 +17,7 @@ from edgellm.engine.masks import Masks
 from edgellm.engine.request import Request
 from edgellm.engine.stream import Stream
 from edgellm.errors import ContextLengthError, GrammarError
-from edgellm.memory.kv import KVMemoryError
+from edgellm.memory.pool import KVMemoryError
 from edgellm.memory.prefix import PrefixCache
 from tests.edgellm.engine.conftest import before_steps
 from tests.edgellm.engine.requests import CONTEXT, HAS_CONSTRAINTS

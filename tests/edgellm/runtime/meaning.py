@@ -46,7 +46,7 @@ def meaning(graph: Graph, names: Names) -> Meaning:
 
 def _operation(m: Meaning, op: Operation) -> None:
     operands = {name: m.of(operand) for name, operand in op.operands.items()}
-    if op.kind == "norm" and operands.pop("selected", False):
+    if operands.pop("selected", 0):
         operands["x"] = m.name("select", ("x", operands["x"]))
     operands.pop("width", None)  # the output says it
     if op.kind == "attend":

@@ -8,7 +8,7 @@ from edgellm.families.llama import FAMILY, LlamaConfig
 from edgellm.families.network import Network
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.quants import quants
-from edgellm.memory.state import PagedLayout, paged_layout
+from edgellm.memory.layout import StateLayout, state_layout
 from edgellm.packed.format import tensor_table
 from edgellm.packed.header import PackedHeader
 from edgellm.runtime.build import network_graph
@@ -48,11 +48,11 @@ class Shape:
     def __init__(self, name: str) -> None:
         self.network: Network = FAMILY.network(CONFIGS[name].to_json())
         self.header = packed_header(self.network, BODIES[name])
-        self.kv: PagedLayout = paged_layout(self.network, kv_formats()[KV_FORMATS[name]])
+        self.states: StateLayout = state_layout(self.network, kv_formats()[KV_FORMATS[name]])
         self.graph: Graph = fuse(network_graph(self.network))
         self.plan: Plan = plan(self.graph, STEP)
-        self.step = StepLayout(STEP)
-        self.program: Program = lower(self.graph, self.plan, self.header, self.kv, self.step)
+        self.step = StepLayout(STEP, len(self.states.groups))
+        self.program: Program = lower(self.graph, self.plan, self.header, self.states, self.step)
 
 
 def packed_header(network: Network, body: str) -> PackedHeader:

@@ -11,7 +11,7 @@ from edgellm.families.llama import FAMILY
 from edgellm.kernels import jit, ops
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.memory.buffers import address
-from edgellm.memory.state import paged_layout
+from edgellm.memory.layout import state_layout
 from edgellm.packed.read import PackedModel, open_packed
 from edgellm.runtime.fuse import fuse
 from edgellm.runtime.graph import Graph, GraphBuilder
@@ -21,7 +21,7 @@ from tests.edgellm.runtime.shapes import CONFIGS, STEP, Shape, config, packed_he
 from tests.edgellm.test_equalities import logits_in_steps, runner
 from tests.tiny import make_tiny_gguf
 
-ARENAS = ("weights", "work", "tables", "step", "kv")
+ARENAS = ("weights", "work", "tables", "step", "blocks.0")
 SMALL = config(
     layers=1, width=64, heads=2, kv_heads=2, head_size=32, ffn_width=64, vocabulary=96, context=512,
     rope_theta=1e4, rope_size=32, tied_head=True,
@@ -86,7 +86,7 @@ def test_places_are_within_their_arenas(shape: Shape) -> None:
         "work": shape.plan.work_bytes,
         "tables": shape.plan.table_bytes,
         "step": shape.step.nbytes,
-        "kv": shape.kv.block_bytes,
+        "blocks.0": shape.states.groups[0].nbytes,
         RECORDS: shape.program.words.nbytes,
     }
     assert set(shape.program.places.values()) == set(sizes)
@@ -121,8 +121,8 @@ def test_a_program_that_was_written_out_runs_the_same(library: jit.Library, pack
 def barriers(graph: Graph) -> dict[str, int]:
     """Of the operations of a graph with the tensors of a small Llama, by label."""
     network = FAMILY.network(SMALL.to_json())
-    kv, header = paged_layout(network, kv_formats()["bf16"]), packed_header(network, "int4-g32")
-    program = lower(graph, plan(graph, STEP), header, kv, StepLayout(STEP))
+    states, header = state_layout(network, kv_formats()["bf16"]), packed_header(network, "int4-g32")
+    program = lower(graph, plan(graph, STEP), header, states, StepLayout(STEP, len(states.groups)))
     heads = program.words[: len(program.labels) * ops.OPERATION_WORDS].reshape(-1, ops.OPERATION_WORDS)
     return dict(zip(program.labels, heads[:, ops.HEAD.index("barrier")].tolist(), strict=True))
 

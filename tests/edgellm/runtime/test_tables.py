@@ -14,7 +14,7 @@ from edgellm.kernels import ops
 from edgellm.runtime.graph import Value
 from tests.edgellm.runtime.shapes import CONFIGS, Shape
 
-BASES = {arena: (at + 1) << 44 for at, arena in enumerate(("weights", "work", "tables", "step", "kv"))}
+BASES = {arena: (at + 1) << 44 for at, arena in enumerate(("weights", "work", "tables", "step", "blocks.0"))}
 BARRIERS = {ops.NO_BARRIER: "no barrier", ops.BARRIER: "barrier", ops.BARRIER_OF_MANY: "barrier of many"}
 OLD_NAMES = {"q": "query", "head": "logits"}  # of values
 
@@ -114,10 +114,10 @@ class Reader:
 
     def _cache(self, where: int, layer: int) -> str:
         r = self.record(ops.CACHE, where)
-        a_layer = self.shape.kv.block_bytes // len(self.shape.network.layers)
-        assert (r["blocks"], r["offset"]) == (BASES["kv"], layer * a_layer)
+        a_layer = self.shape.states.block_bytes // len(self.shape.network.layers)
+        assert (r["blocks"], r["offset"]) == (BASES["blocks.0"], layer * a_layer)
         assert (r["tables"], r["table_stride"]) == (
-            BASES["step"] + self.shape.step.tables,
+            BASES["step"] + self.shape.step.tables[0],
             self.shape.step.table_stride,
         )
         kv_format = self.kernel_names[r["score"]].removeprefix("score_")

@@ -1,0 +1,197 @@
+"""One text in the KV cache: its blocks, what of them its windows show, and its recurrent state."""
+
+from collections.abc import Iterator
+
+from edgellm.kernels.ops import KV_BLOCK
+from edgellm.memory.kv import ZERO_SLOT, KVCache
+from edgellm.memory.window import WindowBlocks
+
+
+class Sequence:
+    """The blocks of one text, in order: position p lies in blocks[p // KV_BLOCK].
+
+    A step goes: `reserve` room, compute, `advance`; then `accept` says which of its rows happened. Its recurrent state
+    is read from one slot and written to another, so that until the next step the one before it can be had again.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self.blocks: list[int] = []
+        self.length = 0  # tokens whose keys and values are in the cache
+        self.names: list[bytes] = []  # of the first full blocks: those that the prefix cache knows
+        self.slot = ZERO_SLOT  # the state after `length` tokens
+        self.next_slot = ZERO_SLOT  # where a step leaves the state
+        self._step_begin = 0  # the length before the last step
+        self._slot_before: int | None = None  # the slot then, until the next step
+        self._seen = [0] * len(cache.windows)  # of each window, the first block whose place is held
+
+    @property
+    def cache(self) -> KVCache:
+        return self._cache
+
+    def reserve(self, num_tokens: int) -> None:
+        """Make room for `num_tokens` in all, before those after `length` are written.
+
+        A last block that others need is replaced by a copy of it:
+
+            length                  v
+            blocks    [ 0..31 ][ 32..40, others' 41..63 ]
+            becomes   [ 0..31 ][ 32..40, room          ][ room ]
+
+        Errors: KVMemoryError, with nothing changed but that there may be a copy, and places may be given back that no
+        window shows any more.
+        """
+        cache = self._cache
+        self._forget_step_before()
+        self._leave_behind()
+        self._own_last_block(num_tokens)
+        missing = -(-num_tokens // KV_BLOCK) - len(self.blocks)
+        needs_slot = cache.is_recurrent and self.next_slot == ZERO_SLOT
+        cache.check_room(max(missing, 0))
+        for first, window in self._windows():
+            window.pool.check_room(max(len(self.blocks) + missing - max(first, len(self.blocks)), 0))
+        if needs_slot:
+            self.next_slot = cache.slots.allocate()
+        if missing > 0:
+            self.blocks += cache.allocate_many(missing)
+            for first, window in self._windows():
+                for block in self.blocks[max(first, len(self.blocks) - missing) :]:
+                    window.attach(block)
+
+    def skip(self, num_tokens: int) -> None:
+        """Of a fresh sequence: go on as if so many tokens had been computed, whatever is in their memory; what steps
+        cost after them can be measured. Errors: KVMemoryError.
+        """
+        count = -(-num_tokens // KV_BLOCK)
+        for window in self._cache.windows:
+            window.pool.check_room(count - window.first_seen(num_tokens))
+        self.blocks, self.length = self._cache.allocate_many(count), num_tokens
+        for number, window in enumerate(self._cache.windows):
+            self._seen[number] = window.first_seen(num_tokens)
+            for block in self.blocks[self._seen[number] :]:
+                window.attach(block)
+
+    def advance(self, num_tokens: int) -> None:
+        """A step has computed so many tokens."""
+        self._step_begin = self.length
+        self.length += num_tokens
+        if self._cache.is_recurrent:
+            self._slot_before, self.slot, self.next_slot = self.slot, self.next_slot, ZERO_SLOT
+
+    def accept(self, num_tokens: int) -> int:
+        """Of the last step, the first so many tokens happened, the others never did. Returns as `rewind`."""
+        return self.rewind(self._step_begin + num_tokens)
+
+    def rewind(self, num_tokens: int) -> int:
+        """Forget all but the first `num_tokens` tokens, or as many more as it takes to stand where every state can.
+
+        Recurrent states go back to before the last step, or to the begin; a window to where all it shows is still
+        there. Returns the length, whose following tokens are to be computed again. Last blocks go first, which makes
+        them the first to be evicted.
+        """
+        assert num_tokens <= self.length, (num_tokens, self.length)
+        if num_tokens < self.length:
+            num_tokens = self._standing(num_tokens)
+            self._restore_slot(num_tokens)
+        self._truncate(num_tokens)
+        return num_tokens
+
+    def resume(self, num_tokens: int, slot: int = ZERO_SLOT) -> None:
+        """Go on after the first `num_tokens` tokens, whose blocks were appended by the prefix cache; others go.
+
+        `slot` is the state after them. The places of the blocks that the windows show must be there: `can_stand`.
+        """
+        self.length = num_tokens
+        del self.names[num_tokens // KV_BLOCK :]
+        while len(self.blocks) > -(-num_tokens // KV_BLOCK):
+            self._cache.release(self.blocks.pop())
+        for number, window in enumerate(self._cache.windows):
+            self._seen[number] = window.first_seen(num_tokens)
+            window.hold(self.blocks[self._seen[number] :])
+        if slot != ZERO_SLOT:
+            self._cache.slots.share(slot)
+            self.slot = slot
+
+    def take_over(self, index: int, block: int) -> None:
+        """Hold another block instead of that at an index, which has the same bits."""
+        ours, self.blocks[index] = self.blocks[index], block
+        self._cache.share(block)
+        for first, window in self._windows():
+            if index < first:
+                continue
+            if window.has_all([block]):
+                window.hold([block])
+                window.release([ours])
+            else:
+                window.move(ours, block)
+        self._cache.release(ours)
+
+    def can_stand(self, num_tokens: int) -> bool:
+        """Whether the windows show all of the appended blocks that they need after so many tokens."""
+        end = -(-num_tokens // KV_BLOCK)
+        return all(window.has_all(self.blocks[window.first_seen(num_tokens) : end]) for window in self._cache.windows)
+
+    def tables(self, group: int) -> list[int]:
+        """Where the blocks lie in a group's arena; what a window does not show is anywhere."""
+        return self.blocks if group == 0 else [self._cache.windows[group - 1].place_of[block] for block in self.blocks]
+
+    def _windows(self) -> Iterator[tuple[int, WindowBlocks]]:
+        return zip(self._seen, self._cache.windows, strict=True)
+
+    def _leave_behind(self) -> None:
+        """Give back the places that no later token sees."""
+        for number, (first, window) in enumerate(self._windows()):
+            self._seen[number] = max(first, window.first_seen(self.length))
+            window.release(self.blocks[first : self._seen[number]])
+
+    def _own_last_block(self, num_tokens: int) -> None:
+        index, used = divmod(self.length, KV_BLOCK)
+        cache = self._cache
+        if used == 0 or num_tokens <= self.length or cache.is_owned(self.blocks[index], used):
+            return
+        source = self.blocks[index]
+        for _, window in self._windows():
+            window.pool.check_room(1)
+        self.blocks[index] = cache.allocate()
+        for _, window in self._windows():
+            window.attach(self.blocks[index])
+        cache.copy_block(source, self.blocks[index])
+        for _, window in self._windows():
+            window.release([source])
+        cache.release(source)  # at once: it may make room for the rest
+
+    def _standing(self, num_tokens: int) -> int:
+        """The most tokens, at most so many, after which every state can be had."""
+        if any(first > window.first_seen(num_tokens) for first, window in self._windows()):
+            return 0
+        if not self._cache.is_recurrent:
+            return num_tokens
+        return self._step_begin if self._slot_before is not None and self._step_begin <= num_tokens else 0
+
+    def _restore_slot(self, num_tokens: int) -> None:
+        """Of the state before the last step, or before the first token."""
+        if self.slot != ZERO_SLOT:
+            self._cache.slots.release(self.slot)
+        self.slot = ZERO_SLOT
+        if self._slot_before is not None and num_tokens == self._step_begin:
+            self.slot, self._slot_before = self._slot_before, None
+
+    def _truncate(self, num_tokens: int) -> None:
+        self.length = num_tokens
+        del self.names[num_tokens // KV_BLOCK :]
+        kept = -(-num_tokens // KV_BLOCK)
+        for number, (first, window) in enumerate(self._windows()):
+            window.release(reversed(self.blocks[max(first, kept) :]))
+            self._seen[number] = min(first, kept)
+        while len(self.blocks) > kept:
+            self._cache.release(self.blocks.pop())
+        if num_tokens == 0:
+            self._forget_step_before()
+            if self.next_slot != ZERO_SLOT:
+                self._cache.slots.release(self.next_slot)
+                self.next_slot = ZERO_SLOT
+
+    def _forget_step_before(self) -> None:
+        if self._slot_before not in (None, ZERO_SLOT):
+            self._cache.slots.release(self._slot_before)
+        self._slot_before = None
