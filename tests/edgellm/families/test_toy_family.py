@@ -25,7 +25,7 @@ from tests.edgellm.families import toy
 from tests.edgellm.test_equalities import logits_in_steps, runner
 from tests.tiny import add_tokenizer, tiny_tokens
 
-CONFIG = {"depth": 3, "width": 64, "heads": 4, "kv_heads": 2, "head_size": 32, "ffn_width": 96, "context": 512}
+CONFIG = {"depth": 2, "width": 64, "heads": 4, "kv_heads": 2, "head_size": 32, "ffn_width": 96, "context": 512}
 TOKENS = np.random.default_rng(0).integers(0, 270, 300).tolist()  # longer than a chunk of attention
 PROMPT = [5, 80, 90, 100, 7] * 8  # in which drafts are found
 PARAMS = SamplingParams(max_tokens=30, logprobs=3, speculation="off")
@@ -107,7 +107,7 @@ def test_its_file_is_packed_under_our_names(packed: PackedModel) -> None:
     assert packed.network.config == toy.FAMILY.network(packed.network.config).config
     assert list(packed.weights)[:3] == ["embedding", "layers.0.attention.q", "layers.0.attention.k"]
     assert list(packed.weights)[-1] == "head"
-    assert set(packed.vectors) == {"norm", "layers.0.norm", "layers.1.norm", "layers.2.norm", "turns"}
+    assert set(packed.vectors) == {"norm", "layers.0.norm", "layers.1.norm", "turns"}
     assert {weight.quant for weight in packed.weights.values()} == {quants()["int4-g32"]}
 
 
