@@ -3,12 +3,14 @@
 import shutil
 import sys
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import edgellm
 from edgellm import Model, SamplingParams, families
@@ -16,11 +18,15 @@ from edgellm.converters.convert import convert
 from edgellm.engine.request import Piece
 from edgellm.errors import GGUFError, PackedFileError, UnsupportedModelError
 from edgellm.families import find_family, register
-from edgellm.kernels import jit
+from edgellm.families.base import Weights
+from edgellm.families.blocks import attention, reference_attention, reference_swiglu, swiglu
+from edgellm.families.network import Network
+from edgellm.kernels import jit, reference
 from edgellm.kernels.quants import quants
 from edgellm.packed.read import PackedModel, open_packed
 from edgellm.runtime.build import network_graph
 from edgellm.runtime.fuse import fuse
+from edgellm.runtime.graph import GraphBuilder
 from tests.edgellm.families import toy
 from tests.edgellm.test_equalities import logits_in_steps, runner
 from tests.tiny import add_tokenizer, tiny_tokens
@@ -111,12 +117,14 @@ def test_its_file_is_packed_under_our_names(packed: PackedModel) -> None:
     assert {weight.quant for weight in packed.weights.values()} == {quants()["int4-g32"]}
 
 
-def errors_of(model: Model, weights: PackedModel, kv_cache_dtype: str = "bf16") -> list[float]:
+def errors_of(
+    model: Model, weights: PackedModel, kv_cache_dtype: str = "bf16", family: toy.Toy = toy.FAMILY
+) -> list[float]:
     """Of a model's logits of texts, by their reference with these weights, in standard deviations."""
     errors = []
     for start in range(0, 300, 6):
         text = TOKENS[start : start + 6]
-        exact = toy.FAMILY.reference(weights.network, weights, text, kv_cache_dtype)
+        exact = family.reference(weights.network, weights, text, kv_cache_dtype)
         errors.append(float(np.abs(model.logits(text) - exact).max() / exact.std()))
     return errors
 
@@ -135,6 +143,43 @@ def test_its_optional_tensor_is_used_where_there_is_one(tmp_path: Path, packed: 
     with edgellm.load(plain.path, threads=1) as model:
         assert np.quantile(errors_of(model, plain), 0.8) < 1e-5
         assert min(errors_of(model, packed)) > 1e-2
+
+
+class Chain(toy.Toy):
+    """Of the same tensors: the feed-forward part reads what attention gives, without a norm between."""
+
+    def build(self, network: Network, g: GraphBuilder) -> None:
+        x = g.embed("embedding", network.width)
+        for number, layer in enumerate(network.layers):
+            with g.layer(number):
+                h = g.norm(x, "norm", layer.norm_epsilon)
+                x = g.add(x, swiglu(g, attention(g, h, layer.mixer), layer.ffn))
+        h = g.norm(g.select(x), "norm", network.norm_epsilon)
+        g.sample(g.product(h, network.head, network.vocabulary, label="head"))
+
+    def reference(
+        self, network: Network, weights: Weights, ids: Seq[int], kv_cache_dtype: str = "bf16"
+    ) -> NDArray[np.float64]:
+        x = reference.embed(weights.matrix("embedding"), np.asarray(ids)).astype(np.float64)
+        for number, layer in enumerate(network.layers):
+            name = f"layers.{number}"
+            h = reference.norm(x, weights.vector(f"{name}.norm"), layer.norm_epsilon)
+            h = reference_attention(h, layer.mixer, weights, name, kv_cache_dtype)
+            x = x + reference_swiglu(h, layer.ffn, weights, name)
+        h = reference.norm(x, weights.vector("norm"), network.norm_epsilon)
+        logits: NDArray[np.float64] = reference.matmul(h, weights.matrix(network.head))
+        return logits
+
+
+def test_rows_that_no_norm_wrote_are_quantized(
+    library: jit.Library, path: Path, packed: PackedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "_registered", {})
+    register(Chain())
+    with edgellm.load(path, threads=2) as model:
+        assert np.quantile(errors_of(model, packed, family=Chain()), 0.8) < 1e-5
+    with runner(library, packed, threads=3) as run:
+        assert np.array_equal(logits_in_steps(run, TOKENS, [1] * 300), logits_in_steps(run, TOKENS, [300]))
 
 
 @pytest.mark.parametrize("sizes", [[1] * 300, [256, 44], [7] * 42 + [6], [100, 1, 199]], ids=["ones", *"abc"])
