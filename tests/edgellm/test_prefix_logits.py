@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm.backends.cpu.runner import Rows, Runner
+from edgellm.backends.base import Rows, run_step
+from edgellm.backends.cpu.runner import CPURunner
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.kernels import jit
 from edgellm.memory.disk.store import BlockStore
@@ -20,7 +21,7 @@ from tests.edgellm.test_equalities import TOKENS, kv_cache_dtype, runner
 
 @pytest.fixture(scope="module")
 def run(library: jit.Library, tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
-    tuple[Runner, KVCache]
+    tuple[CPURunner, KVCache]
 ]:  # fmt: skip
     packed = open_packed(pack_on_the_fly(tiny_gguf, tmp_path_factory.mktemp("prefix")))
     assert kv_cache_dtype(packed) == "bf16"
@@ -28,20 +29,20 @@ def run(library: jit.Library, tiny_gguf: Path, tmp_path_factory: pytest.TempPath
         yield made
 
 
-def answer(run: tuple[Runner, KVCache], prefix: PrefixCache, tokens: list[int]) -> tuple[CacheReport, np.ndarray]:
+def answer(run: tuple[CPURunner, KVCache], prefix: PrefixCache, tokens: list[int]) -> tuple[CacheReport, np.ndarray]:
     """Logits of a text's tokens that are not cached."""
     engine, _ = run
     sequence, report = prefix.begin(tokens)
     sequence.reserve(len(tokens))
     rest = tokens[sequence.length :]
-    engine.run([Rows(sequence, rest, range(len(rest)))])
+    run_step(engine, [Rows(sequence, rest, range(len(rest)))])
     logits = engine.logits.copy()
     prefix.end(sequence, tokens)
     prefix.check_integrity()
     return report, logits
 
 
-def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[Runner, KVCache]) -> None:
+def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[CPURunner, KVCache]) -> None:
     prefix = PrefixCache(run[1], model=MODEL)
     edited = changed(TOKENS, 77)
     _, fresh = answer(run, prefix, TOKENS)
@@ -56,7 +57,7 @@ def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[Runn
     prefix.forget()
 
 
-def test_logits_after_a_restart_are_those_of_a_fresh_text(run: tuple[Runner, KVCache], tmp_path: Path) -> None:
+def test_logits_after_a_restart_are_those_of_a_fresh_text(run: tuple[CPURunner, KVCache], tmp_path: Path) -> None:
     def store() -> BlockStore:
         return BlockStore(tmp_path, model=MODEL, block_bytes=run[1].layout.block_bytes, budget_bytes=100 << 20)
 
