@@ -117,24 +117,30 @@ def write_sources(folder: Path, units: Iterable[Unit]) -> None:
     (folder / SOURCES).write_text(json.dumps(known))
 
 
-@cache
 def _core() -> str:
+    return _known_sources().get("core", "") if is_frozen() else _core_digest()
+
+
+def _source(unit: Unit) -> str:
     if is_frozen():
-        return _known_sources()["core"]
+        return _known_sources().get(unit.name, "")
+    return hashlib.sha256(unit.source.read_bytes()).hexdigest()
+
+
+@cache
+def _core_digest() -> str:
     digest = hashlib.sha256(f"numba {numba_version()} llvmlite {version('llvmlite')}".encode())
     for source in core_sources():
         digest.update(f"{source.relative_to(Path(__file__).parent)}\0".encode() + source.read_bytes())
     return digest.hexdigest()
 
 
-@cache
-def _source(unit: Unit) -> str:
-    return _known_sources()[unit.name] if is_frozen() else hashlib.sha256(unit.source.read_bytes()).hexdigest()
-
-
-@cache
 def _known_sources() -> dict[str, str]:
-    known: dict[str, str] = json.loads((prebuilt_folder() / SOURCES).read_text())
+    """What `write_sources` noted; nothing where the program carries no kernels."""
+    try:
+        known: dict[str, str] = json.loads((prebuilt_folder() / SOURCES).read_text())
+    except FileNotFoundError:
+        return {}
     return known
 
 

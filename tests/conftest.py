@@ -8,6 +8,7 @@ import pytest
 import edgellm
 from edgellm.engine.model import Model
 from edgellm.kernels import jit
+from edgellm.kernels.units import own_units
 from tests.tiny import make_tiny_gguf
 
 
@@ -44,7 +45,7 @@ def home(tmp_path: Path, kernel_cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="session")
 def library(kernel_cache: Path) -> jit.Library:
     """Kernels for this machine."""
-    return jit.load(kernel_cache)
+    return jit.load(kernel_cache, own_units())
 
 
 @pytest.fixture(scope="session")
