@@ -26,7 +26,7 @@ from edgellm.kernels.units import Unit, core_sources
 DIGEST_BYTES = 32
 IDENTITY_DIGITS = 32
 WORK_PREFIX = "compiling-"  # of the folders that compilers work in
-SOURCES = "sources.json"
+SOURCES, OF_ALL = "sources.json", "all units"
 ABANDONED_AFTER = 3600  # seconds; a compiler takes some 20
 
 
@@ -113,12 +113,12 @@ def identity(what: object, unit: Unit | None = None) -> str:
 
 def write_sources(folder: Path, units: Iterable[Unit]) -> None:
     """Note beside prebuilt kernels what they were built from, for a program that carries neither sources nor Numba."""
-    known = {"core": _core()} | {unit.name: _source(unit) for unit in units}
-    (folder / SOURCES).write_text(json.dumps(known))
+    known = {unit.name: _source(unit) for unit in units}
+    (folder / SOURCES).write_text(json.dumps({OF_ALL: _core()} | known))
 
 
 def _core() -> str:
-    return _known_sources().get("core", "") if is_frozen() else _core_digest()
+    return _known_sources().get(OF_ALL, "") if is_frozen() else _core_digest()
 
 
 def _source(unit: Unit) -> str:
