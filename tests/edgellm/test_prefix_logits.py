@@ -101,8 +101,6 @@ def spoil(cache: KVCache) -> None:
 def test_logits_after_a_state_kept_within_a_known_text_are_those_of_a_fresh_text(
     run: tuple[CPURunner, KVCache],
 ) -> None:
-    run: tuple[CPURunner, KVCache],
-) -> None:
     """Of texts that share a beginning, the second resumes where the first had a state; blocks go on being shared."""
     engine, cache = run
     other = [*TOKENS[:150], *TOKENS[:60]]
