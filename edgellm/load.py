@@ -4,13 +4,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from edgellm.backends.cpu.units import units_of
+from edgellm.backends.cpu.backend import CPUBackend
 from edgellm.engine.draft import DRAFT_KV_CACHE_DTYPE
 from edgellm.engine.model import Model
 from edgellm.errors import ModelNotFoundError, OptionError
-from edgellm.kernels import jit
 from edgellm.kernels.kv_formats import kv_formats
-from edgellm.kernels.objects import prebuilt_folder
 from edgellm.packed.read import open_packed
 from edgellm.store import Store, cache_folder
 from edgellm.threads import available_processors
@@ -54,25 +52,34 @@ def load(
     threads = processors if threads is None else _whole("threads", threads, MAX_THREADS)
     packed = open_packed(find_model(model, progress))
     draft_packed = None if draft is None else open_packed(find_model(draft, progress))
+    trained = packed.network.context
+    context = min(trained, DEFAULT_CONTEXT) if context is None else _whole("context", context, trained)
     headers, kv_dtypes = [packed.header], [kv_cache_dtype]
     if draft_packed is not None:
         headers, kv_dtypes = [*headers, draft_packed.header], [*dict.fromkeys([kv_cache_dtype, DRAFT_KV_CACHE_DTYPE])]
-    units = units_of(headers, kv_dtypes)
-    library = jit.load(cache_folder() / "kernels", units, prebuilt_folder(), isa=isa, progress=progress)
-    trained = packed.network.context
-    context = min(trained, DEFAULT_CONTEXT) if context is None else _whole("context", context, trained)
-    return Model(
-        packed,
-        library,
-        context=context,
+    made = CPUBackend.load(
+        headers,
+        kv_dtypes,
+        cache_folder() / "kernels",
         threads=threads,
         processors=processors,
-        kv_cache_dtype=kv_cache_dtype,
-        kv_memory=kv_memory,
-        draft=draft_packed,
-        prefix_cache=None if prefix_cache is None else Path(prefix_cache),
-        prefix_cache_bytes=prefix_cache_bytes,
+        isa=isa,
+        progress=progress,
     )
+    try:
+        return Model(
+            packed,
+            made,
+            context=context,
+            kv_cache_dtype=kv_cache_dtype,
+            kv_memory=kv_memory,
+            draft=draft_packed,
+            prefix_cache=None if prefix_cache is None else Path(prefix_cache),
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
+    except BaseException:
+        made.close()  # no thread is left of a model that did not come to be
+        raise
 
 
 def find_model(model: str | os.PathLike[str], progress: Progress | None = None) -> Path:

@@ -46,6 +46,6 @@ def own_units() -> tuple[Unit, ...]:
 
 
 def core_sources() -> list[Path]:
-    """What every unit depends on: all sources of kernels/ but the files of formats."""
-    formats = (FOLDER / "quants", FOLDER / "kv_formats")
-    return [path for path in sorted(FOLDER.rglob("*.py")) if path.parent not in formats]
+    """What every unit depends on: all sources of kernels/ but those that are a unit of their own."""
+    others = {unit.source for unit in own_units() if unit != CORE}
+    return [path for path in sorted(FOLDER.rglob("*.py")) if path not in others]

@@ -73,27 +73,14 @@ def _decode(stream: Stream, count: int) -> float:
 
 def overhead_share(bench: Bench) -> Figure:
     """What the reader of an answer waits for outside the kernels: the part of the time that is Python's."""
-    model = bench.model
-    team = model.engine._team
-    lead, native = team._lead, 0.0
-
-    def timed(*operands: int) -> None:
-        nonlocal native
-        begin = time.perf_counter()
-        lead(*operands)
-        native += time.perf_counter() - begin
-
-    shares = []
-    team._lead = timed
-    try:
-        for _ in range(bench.repeat):
-            with model.generate(bench.prompt(OVERHEAD_PROMPT), params(model, OVERHEAD_TOKENS)) as stream:
-                next(stream)
-                native, begin = 0.0, time.perf_counter()
-                for _ in stream:
-                    pass
-                wall = time.perf_counter() - begin
-            shares.append((wall - native) / wall)
-    finally:
-        team._lead = lead
+    model, shares = bench.model, []
+    runner = model.engine.runner
+    for _ in range(bench.repeat):
+        with model.generate(bench.prompt(OVERHEAD_PROMPT), params(model, OVERHEAD_TOKENS)) as stream:
+            next(stream)
+            native, begin = 0.0, time.perf_counter()
+            for _ in stream:
+                native += runner.last_seconds
+            wall = time.perf_counter() - begin
+        shares.append((wall - native) / wall)
     return median(shares)

@@ -7,13 +7,10 @@ tokens while they are the same: for a proposal without chance, that is what reje
 import time
 from collections.abc import Sequence as Seq
 
-from edgellm.backends.cpu.runner import Rows, Runner
-from edgellm.backends.cpu.team import Team
+from edgellm.backends.base import Backend, Rows, run_step
 from edgellm.engine.params import SamplingParams
-from edgellm.engine.sampler import Sampler
 from edgellm.engine.speculate import MAX_MATCH, common_prefix
 from edgellm.errors import OptionError
-from edgellm.kernels.jit import Library
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVCache
@@ -34,16 +31,16 @@ class DraftModel:
     It runs on the threads of the large model, and is called by whoever drives that one, between two of its steps.
     """
 
-    def __init__(self, packed: PackedModel, library: Library, team: Team, *, context: int) -> None:
+    def __init__(self, packed: PackedModel, backend: Backend, *, context: int) -> None:
         self.seconds = FIRST_SECONDS
         self._packed, self._context = packed, min(context, packed.network.context)
         layout = state_layout(packed.network, kv_formats()[DRAFT_KV_CACHE_DTYPE])
         # Slots: before the draft, after it so far, and after its next step
-        cache = KVCache(layout, -(-self._context // KV_BLOCK), num_slots=3)
+        cache = KVCache(layout, -(-self._context // KV_BLOCK), num_slots=3, make_store=backend.store)
         rows = min(STEP_ROWS, self._context)
-        self._runner = Runner(library, team, packed, cache, context=self._context, max_rows=rows, max_logit_rows=1)
+        self._runner = backend.open(packed, cache, context=self._context, max_rows=rows, max_logit_rows=1)
         self._sequence = Sequence(cache)
-        self._sampler = Sampler(SamplingParams(), packed.network.vocabulary, [])
+        self._sampler = self._runner.sampler(SamplingParams(), [])
         self._tokens: list[int] = []  # whose keys and values the sequence holds
 
     def propose(self, text: Seq[int], limit: int) -> list[int]:
@@ -76,8 +73,11 @@ class DraftModel:
 
     def _step(self, tokens: list[int], *, wanted: bool, goes_on: bool = False) -> int:
         self._sequence.reserve(self._sequence.length + len(tokens), goes_on=goes_on)
-        logits, samplers = ([len(tokens) - 1], self._sampler.addresses()) if wanted else ([], [])
-        self._runner.run([Rows(self._sequence, tokens, logits, samplers)])
+        rows = Rows(self._sequence, tokens)
+        if wanted:
+            self._sampler.prepare()
+            rows.logits, rows.sampler = [len(tokens) - 1], self._sampler
+        run_step(self._runner, [rows])
         self._tokens += tokens
         return self._sampler.accept()[0] if wanted else -1
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from edgellm.backends.cpu.runner import Rows, Runner
-from edgellm.backends.cpu.team import Team
+from edgellm.backends.base import Backend, Rows, Runner, SamplerSlot, run_step
+from edgellm.engine.params import SamplingParams
 from edgellm.engine.planner import MAX_DRAFT_ROWS, Planner
 from edgellm.engine.request import Piece, Request
 from edgellm.engine.speculate import CostModel, IndexedText, SessionTexts
@@ -35,10 +35,12 @@ OBSERVED = 8  # of so many steps of one row the time of one is learned from: tha
 class Engine:
     """Runs the requests of one model. For any number of threads."""
 
-    def __init__(self, runner: Runner, team: Team, cache: KVCache, prefixes: PrefixCache, *, context: int) -> None:
+    def __init__(
+        self, runner: Runner, backend: Backend, cache: KVCache, prefixes: PrefixCache, *, context: int
+    ) -> None:
         self.session = SessionTexts()
-        self.prefixes, self.leaves_a_processor = prefixes, team.leaves_a_processor
-        self._runner, self._team, self._cache, self._context = runner, team, cache, context
+        self.prefixes, self.leaves_a_processor = prefixes, backend.leaves_a_processor
+        self.runner, self._backend, self._cache, self._context = runner, backend, cache, context
         # Not reentrant: a stream may be collected, and closed, while this very thread holds it
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, "edgellm-masks")  # which starts its thread when there is something to write
@@ -51,7 +53,11 @@ class Engine:
             cache, prefixes, context=context, max_rows=runner.max_rows, max_logit_rows=runner.max_logit_rows,
             measured_tokens=depth + MAX_DRAFT_ROWS,
         )  # fmt: skip
-        weakref.finalize(self, team.close)  # an engine that nobody closed must not leave threads behind
+        weakref.finalize(self, backend.close)  # an engine that nobody closed must not leave threads behind
+
+    def sampler(self, params: SamplingParams, prompt: Seq[int], breakers: Seq[int]) -> SamplerSlot:
+        """How a request's tokens are chosen. Errors: OptionError."""
+        return self.runner.sampler(params, prompt, breakers)
 
     def submit(self, request: Request) -> None:
         """Let it take part from the next step on. Errors: ClosedError; KVMemoryError for what can never fit."""
@@ -108,7 +114,7 @@ class Engine:
                     self._wait()
                 self._check_not_closed()
                 self._is_driven = drives = True
-            yield self._runner
+            yield self.runner
         finally:
             if drives:
                 self._is_driven = False  # here, where no interrupt can come before
@@ -133,8 +139,8 @@ class Engine:
             self._end_over()
             self._tell()
             self._pool.shutdown()
-            self._team.close()
-            self._runner.close()
+            self._backend.close()
+            self.runner.close()
 
     @property
     def num_free_blocks(self) -> int:
@@ -186,11 +192,11 @@ class Engine:
         written = [request for request, _ in work if request.masks is not None and request.masks.start(self._pool)]
         if not any(probes):
             watch = {Mark("sample"): lambda: _finish_masks(written)} if written else None
-            self._runner.run(batch, watch=watch)
+            run_step(self.runner, batch, watch=watch)
             self._score(work)
             return {}
         _finish_masks(written)
-        seen = run_watched(self._runner, batch, probes)
+        seen = run_watched(self.runner, batch, probes)
         self._score(work)
         return {request: found for (request, _), found in zip(work, seen, strict=True) if found is not None}
 
@@ -199,7 +205,7 @@ class Engine:
         at = 0
         for request, rows in work:
             if not request.reads_cache:
-                request.score(self._runner.logits[at : at + len(rows.logits)])
+                request.score(self.runner.logits[at : at + len(rows.logits)])
             at += len(rows.logits)
 
     def _take(self, request: Request, rows: Rows, seconds: float, seen: Observation | None) -> None:
@@ -271,7 +277,7 @@ class Engine:
     def _measure(self, rows: int, depth: int) -> float:
         """Seconds of a step of `rows` rows behind `depth` tokens, whatever they are: the least of a few."""
         sequence = Sequence(self._cache)
-        rows = min(rows, self._runner.max_rows)
+        rows = min(rows, self.runner.max_rows)
         depth = min(depth, self._context - rows)
         found: list[float] = []
         try:
@@ -279,7 +285,7 @@ class Engine:
             while len(found) < 2 or (len(found) < MEASUREMENTS and sum(found) < MEASURED_SECONDS):  # one warms up
                 sequence.reserve(depth + rows)
                 begin = time.perf_counter()
-                self._runner.run([Rows(sequence, [0] * rows, range(rows))])
+                run_step(self.runner, [Rows(sequence, [0] * rows, range(rows))])
                 found.append(time.perf_counter() - begin)
                 sequence.accept(0)
         finally:

@@ -10,7 +10,6 @@ from edgellm.engine.engine import Engine
 from edgellm.engine.masks import Masks
 from edgellm.engine.params import SamplingParams
 from edgellm.engine.request import Request
-from edgellm.engine.sampler import Sampler
 from edgellm.engine.speculate import Controller, LookupProposer, Proposer
 from edgellm.errors import ContextLengthError, OptionError
 from edgellm.families.network import Network
@@ -43,7 +42,7 @@ class RequestFactory:
         matcher = self._constrainer.matcher(params.constraint, prompt[-1]) if params.constraint else None
         beside = self._engine.leaves_a_processor
         return Request(
-            prompt, params, Sampler(params, self._network.vocabulary, prompt, breakers), self._tokenizer,
+            prompt, params, self._engine.sampler(params, prompt, breakers), self._tokenizer,
             context=self._context,
             controller=Controller(self._proposers(), self._engine.costs, params.speculation),
             matcher=matcher, masks=Masks(matcher, self._tokenizer.vocabulary_size, beside=beside) if matcher else None,

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.backends.cpu.runner import Rows, Runner
-from edgellm.backends.cpu.team import Team
+from edgellm.backends.base import Backend, Rows, run_step
 from edgellm.engine.draft import DraftModel, check_vocabularies
 from edgellm.engine.engine import Engine
 from edgellm.engine.explain import explain
@@ -26,7 +25,6 @@ from edgellm.errors import OptionError, TemplateError
 from edgellm.families.network import Network
 from edgellm.inspect.probe import Probe
 from edgellm.inspect.profile import OperationProfile, profile
-from edgellm.kernels.jit import Library
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.memory.disk.store import BlockStore
 from edgellm.memory.layout import state_layout
@@ -43,18 +41,17 @@ class Model:
     """A model ready to generate. Made by `edgellm.load`; a context manager; may be used from several threads."""
 
     def __init__(
-        self, packed: PackedModel, library: Library, *,
-        context: int, threads: int, processors: int, kv_cache_dtype: str = "bf16", kv_memory: int | None = None,
+        self, packed: PackedModel, backend: Backend, *,
+        context: int, kv_cache_dtype: str = "bf16", kv_memory: int | None = None,
         draft: PackedModel | None = None, prefix_cache: Path | None = None, prefix_cache_bytes: int = 4 << 30,
     ) -> None:  # fmt: skip
-        """`context` tokens at most, on `threads` threads where `processors` are available.
+        """`context` tokens at most. The backend is closed with the model.
 
         Errors: OptionError for KV memory that is too small, or a draft model with another vocabulary.
         """
         self.name: str = str(packed.provenance.get("name") or packed.path.stem)
         self.network: Network = packed.network
-        self.context, self.threads = context, threads
-        self.isa = library.target.isa
+        self.context, self.threads, self.isa = context, backend.threads, backend.description
         self.packed = packed
         vocabulary = Vocabulary.from_bytes(packed.vocabulary)
         self.tokenizer: Tokenizer = open_tokenizer(vocabulary)
@@ -62,7 +59,7 @@ class Model:
             check_vocabularies(vocabulary, Vocabulary.from_bytes(draft.vocabulary), draft.path.stem)
         layout = state_layout(packed.network, kv_formats()[kv_cache_dtype])
         rows = min(step_rows(packed.nbytes), context)
-        self._cache = make_cache(layout, context=context, rows=rows, kv_memory=kv_memory)
+        self._cache = make_cache(layout, context=context, rows=rows, kv_memory=kv_memory, backend=backend)
         named = identity(packed, layout.kv_format)
         self._store: BlockStore | None = None
         if prefix_cache is not None:  # before there are threads, which a folder of no use must not leave behind
@@ -70,15 +67,11 @@ class Model:
                 prefix_cache, model=named, block_bytes=layout.block_bytes, budget_bytes=prefix_cache_bytes,
                 state_bytes=layout.slots.nbytes if layout.slots else None,
             )  # fmt: skip
-        team = Team(library, threads, processors)
-        runner = Runner(
-            library, team, packed, self._cache,
-            context=context, max_rows=rows, max_logit_rows=MAX_LOGIT_ROWS,
-        )  # fmt: skip
+        runner = backend.open(packed, self._cache, context=context, max_rows=rows, max_logit_rows=MAX_LOGIT_ROWS)
         self.max_rows = runner.max_rows
         prefixes = PrefixCache(self._cache, model=named, store=self._store)
-        self.engine = Engine(runner, team, self._cache, prefixes, context=context)
-        self._draft = None if draft is None else DraftModel(draft, library, team, context=context)
+        self.engine = Engine(runner, backend, self._cache, prefixes, context=context)
+        self._draft = None if draft is None else DraftModel(draft, backend, context=context)
         self._factory = RequestFactory(packed.network, self.tokenizer, self.engine, context=context, draft=self._draft)
 
     # What the model says
@@ -158,7 +151,7 @@ class Model:
                 for first in range(0, len(ids), size):
                     tokens = ids[first : first + size]
                     sequence.reserve(first + len(tokens))
-                    runner.run([Rows(sequence, tokens, range(len(tokens)))])
+                    run_step(runner, [Rows(sequence, tokens, range(len(tokens)))])
                     result[first : first + len(tokens)] = runner.logits
             finally:
                 sequence.rewind(0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence as Seq
 
-from edgellm.backends.cpu.runner import Rows
+from edgellm.backends.base import Rows
 from edgellm.engine.request import Request
 from edgellm.engine.scheduler import in_turn, share, should_wait
 from edgellm.errors import EdgeLLMError

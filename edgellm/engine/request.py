@@ -6,12 +6,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.backends.cpu.runner import Rows
+from edgellm.backends.base import Rows, SamplerSlot
 from edgellm.engine.constrain import Matcher
 from edgellm.engine.logprobs import Logprobs, logprobs_of
 from edgellm.engine.masks import Masks
 from edgellm.engine.params import SamplingParams
-from edgellm.engine.sampler import Sampler
 from edgellm.engine.speculate import Controller
 from edgellm.engine.stop import StopFinder
 from edgellm.inspect.probe import Observation, Probe
@@ -39,7 +38,7 @@ class Request:
     """
 
     def __init__(
-        self, prompt: list[int], params: SamplingParams, sampler: Sampler, tokenizer: Tokenizer, *,
+        self, prompt: list[int], params: SamplingParams, sampler: SamplerSlot, tokenizer: Tokenizer, *,
         context: int, controller: Controller, matcher: Matcher | None, masks: Masks | None, priority: int,
         probe: Probe | None = None,
     ) -> None:  # fmt: skip
@@ -93,8 +92,8 @@ class Request:
         keep = min(self.params.context_keep, self._context // 4)
         newest = max(self._context // 2, 1) - keep
         dropped = len(self.tokens) - keep - newest
-        self.tokens[keep : keep + dropped] = []
-        self.num_dropped += dropped
+        # In one go: an interrupt between the two would leave them uncounted
+        self.tokens[keep : keep + dropped], self.num_dropped = [], self.num_dropped + dropped
 
     def rows(self, budget: int, max_draft: int) -> Rows:
         """What a step computes of it: at most `budget` tokens that are left, and a draft behind the last."""
@@ -106,10 +105,8 @@ class Request:
             return Rows(self.sequence, tokens, scored)
         self._drafted = self._draft(max_draft) if self.drafts else []
         wanted = range(len(tokens) - 1, len(tokens) + len(self._drafted))
-        samplers = self.sampler.addresses(self._drafted, self.masks.prepare(self._drafted) if self.masks else None)
-        if scored:
-            return Rows(self.sequence, tokens + self._drafted, [*scored, *wanted], [0] * len(scored) + samplers)
-        return Rows(self.sequence, tokens + self._drafted, wanted, samplers)
+        self.sampler.prepare(self._drafted, self.masks.prepare(self._drafted) if self.masks else None)
+        return Rows(self.sequence, tokens + self._drafted, [*scored, *wanted] if scored else wanted, self.sampler)
 
     def score(self, logits: NDArray[np.float32]) -> None:
         """Take logprobs of prompt tokens from logits [n][V] of a step, which are in the order of its rows."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import psutil
 
+from edgellm.backends.base import Backend
 from edgellm.errors import OptionError
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.kv import KVCache
@@ -26,7 +27,7 @@ def step_rows(nbytes: int) -> int:
     return max(MIN_ROWS, MAX_ROWS * min(FULL_ROWS_BYTES, nbytes) // nbytes)
 
 
-def make_cache(layout: StateLayout, *, context: int, rows: int, kv_memory: int | None) -> KVCache:
+def make_cache(layout: StateLayout, *, context: int, rows: int, kv_memory: int | None, backend: Backend) -> KVCache:
     """A KV cache of `kv_memory` bytes; None: for some contexts, or what a share of the free memory holds, but for one.
 
     `rows` is how many a step computes at most. Errors: OptionError for memory that does not hold one block.
@@ -49,7 +50,7 @@ def make_cache(layout: StateLayout, *, context: int, rows: int, kv_memory: int |
                 f"and {shape(needed).nbytes} for a whole context"
             )
     made = shape(blocks)
-    return KVCache(layout, blocks, num_places=made.num_places, num_slots=made.num_slots)
+    return KVCache(layout, blocks, num_places=made.num_places, num_slots=made.num_slots, make_store=backend.store)
 
 
 class _Shape(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.backends.cpu.runner import Rows, Runner
+from edgellm.backends.base import Rows, Runner, run_step
 from edgellm.errors import OptionError
 from edgellm.families.network import Attention, Network
 from edgellm.kernels.ops import KV_BLOCK
@@ -76,27 +76,26 @@ def run_watched(runner: Runner, batch: list[Rows], probes: list[Probe | None]) -
             continue
         for layer in probe.hidden:
             mark = Mark("layer", layer)
-            watch[mark].append(_Copy(seen.hidden, layer, runner.read(mark), place))
+            watch[mark].append(_Copy(seen.hidden, layer, runner, place))
         for layer, head in probe.attention:
             look = _Attention(seen.attention, layer, head, runner, rows.sequence, place)
             watch[Mark("attention", layer)].append(look)
-    times = np.zeros(len(runner.operations) + 1, np.int64)
-    runner.run(batch, times, {mark: _all_of(looks) for mark, looks in watch.items()})
+    run_step(runner, batch, watch={mark: _all_of(looks) for mark, looks in watch.items()}, timed=True)
     logits, at = runner.logits, 0
     for rows, probe, seen in zip(batch, probes, observations, strict=True):
         if probe is not None and seen is not None:
             seen.logits = logits[at : at + len(rows.logits)].copy() if probe.logits else None
-            seen.seconds = _seconds(runner, times) if probe.timings else {}
+            seen.seconds = _seconds(runner) if probe.timings else {}
         at += len(rows.logits)
     return observations
 
 
 class _Copy:
-    def __init__(self, into: dict[int, Array], layer: int, residual: Array, place: slice) -> None:
-        self._into, self._layer, self._residual, self._place = into, layer, residual, place
+    def __init__(self, into: dict[int, Array], layer: int, runner: Runner, place: slice) -> None:
+        self._into, self._layer, self._runner, self._place = into, layer, runner, place
 
     def __call__(self) -> None:
-        self._into[self._layer] = self._residual[self._place].copy()
+        self._into[self._layer] = self._runner.read(Mark("layer", self._layer))[self._place].copy()
 
 
 class _Attention:
@@ -117,7 +116,7 @@ class _Attention:
         age = first + np.arange(len(q))[:, None] - np.arange(seen)
         visible = (age >= 0) & (age < (mixer.window or seen))
         scores = np.where(visible, q @ keys.T, np.float32(-np.inf))  # queries are scaled, by log2(e) as well
-        weights = np.exp2(scores - scores.max(-1, keepdims=True))
+        weights: Array = np.exp2(scores - scores.max(-1, keepdims=True))
         self._into[self._layer, self._head] = weights / weights.sum(-1, keepdims=True)
 
 
@@ -145,10 +144,9 @@ def _all_of(looks: list[Callable[[], None]]) -> Callable[[], None]:
     return look
 
 
-def _seconds(runner: Runner, times: NDArray[np.int64]) -> dict[str, float]:
-    """Time by kind of operation; ticks are the processor's, and the step's seconds say how long one is."""
-    ticks: defaultdict[str, int] = defaultdict(int)
-    for name, taken in zip(runner.operations, np.diff(times).tolist(), strict=True):
-        ticks[name] += taken
-    second = (times[-1] - times[0]) / runner.last_seconds
-    return {name: taken / second for name, taken in ticks.items()}
+def _seconds(runner: Runner) -> dict[str, float]:
+    """Time by kind of operation."""
+    total: defaultdict[str, float] = defaultdict(float)
+    for label, seconds in zip(runner.operations, runner.seconds.tolist(), strict=True):
+        total[label] += seconds
+    return dict(total)

@@ -1,11 +1,10 @@
 """Where a step's time goes: every operation timed, summed by kind, beside the bytes and products it stands for."""
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.backends.cpu.runner import Rows, Runner
+from edgellm.backends.base import Rows, Runner, run_step
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.sequence import Sequence
 from edgellm.packed.read import PackedModel
@@ -33,16 +32,12 @@ def profile(runner: Runner, packed: PackedModel, rows: int, depth: int) -> list[
         while sequence.length < depth:
             count = min(runner.max_rows, depth - sequence.length)
             sequence.reserve(sequence.length + count)
-            runner.run([Rows(sequence, draw.integers(0, vocabulary, count).tolist())])
+            run_step(runner, [Rows(sequence, draw.integers(0, vocabulary, count).tolist())])
         times = np.empty((REPEATS, len(runner.operations)))
         for repeat in times:
             sequence.reserve(depth + rows)
-            ticks = np.zeros(len(repeat) + 1, np.int64)
-            begin = time.perf_counter()
-            runner.run([Rows(sequence, draw.integers(0, vocabulary, rows).tolist(), [rows - 1])], ticks)
-            seconds = time.perf_counter() - begin
-            # The clock's rate is not known everywhere; a step is all but some microseconds of the call.
-            repeat[:] = np.diff(ticks) * (seconds / (ticks[-1] - ticks[0]))
+            run_step(runner, [Rows(sequence, draw.integers(0, vocabulary, rows).tolist(), [rows - 1])], timed=True)
+            repeat[:] = runner.seconds
             sequence.accept(0)
     finally:
         sequence.rewind(0)

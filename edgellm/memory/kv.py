@@ -1,11 +1,11 @@
-"""The KV cache: what models remember of texts, in arenas of blocks and slots, and the books about them.
+"""The KV cache: what models remember of texts, in blocks and slots, and the books about them.
 
-A text is a list of *blocks* of KV_BLOCK tokens. A block's keys and values of all tokens lie at its number in the first
-arena; those in a sliding window at a place of their own, as long as somebody may see them (window.py); recurrent states
-in slots, each the state after so many tokens (sequence.py).
+A text is a list of *blocks* of KV_BLOCK tokens. A block's keys and values of all tokens lie at its number in group 0;
+those in a sliding window at a place of their own, as long as somebody may see them (window.py); recurrent states in
+slots, each the state after so many tokens (sequence.py).
 """
 
-import threading
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import islice
 
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.kernels.ops import KV_BLOCK
-from edgellm.memory.buffers import CAN_COMMIT, address, aligned_zeros, commit
 from edgellm.memory.layout import StateLayout
 from edgellm.memory.pool import Pool
+from edgellm.memory.store import HostStore, StateStore
 from edgellm.memory.window import NOWHERE, WindowBlocks
 
 ZERO_SLOT = 0  # the state before the first token, all zeros
@@ -25,11 +25,12 @@ class KVCache(Pool):
     """The blocks, which are the places of this pool, with what belongs to them."""
 
     def __init__(
-        self, layout: StateLayout, num_blocks: int, *, num_places: Seq[int] | None = None, num_slots: int | None = None
-    ) -> None:
+        self, layout: StateLayout, num_blocks: int, *, num_places: Seq[int] | None = None,
+        num_slots: int | None = None, make_store: Callable[..., StateStore] = HostStore,
+    ) -> None:  # fmt: skip
         """`num_places` of each window, of which there need be fewer than blocks, and `num_slots` of recurrent states.
 
-        None: as many as blocks.
+        None: as many as blocks. `make_store` gives the memory.
         """
         super().__init__(num_blocks, f"KV blocks of {KV_BLOCK} tokens")
         self.layout = layout
@@ -42,68 +43,46 @@ class KVCache(Pool):
         self.slots = Pool(0 if layout.slots is None else 1 + (num_slots or num_blocks), "slots of recurrent states")
         if layout.slots is not None:
             assert self.slots.allocate() == ZERO_SLOT  # for good
-        sizes = [num_blocks, *places]
-        self._arenas = [
-            aligned_zeros((size, group.nbytes), np.uint8) for size, group in zip(sizes, layout.groups, strict=True)
-        ]
-        self._slots = aligned_zeros((self.slots.size, layout.slots.nbytes if layout.slots else 0), np.uint8)
+        self.store = make_store(layout, [num_blocks, *places], self.slots.size)
         self.on_free = self._detach
 
     @property
     def is_recurrent(self) -> bool:
         return self.layout.slots is not None
 
-    def bases(self) -> dict[str, int]:
-        """Where the arenas begin, by name: "blocks.<group>" and "slots"."""
-        arenas = {f"blocks.{number}": address(arena) for number, arena in enumerate(self._arenas)}
-        return arenas | {"slots": address(self._slots)}
-
-    def block_view(self, block: int, group: int = 0) -> NDArray[np.uint8]:
-        """The bytes themselves of a block in a group, uint8 [BlockLayout.nbytes]."""
-        place = block if group == 0 else self.windows[group - 1].place_of[block]
-        assert place != NOWHERE, (block, group)
-        view: NDArray[np.uint8] = self._arenas[group][place]
-        return view
-
     def has_block(self, block: int, group: int) -> bool:
         """Whether a block is there in a group."""
         return group == 0 or self.windows[group - 1].has_all([block])
 
-    def slot_view(self, slot: int) -> NDArray[np.uint8]:
-        """The bytes themselves of a slot, uint8 [SlotLayout.nbytes]."""
-        view: NDArray[np.uint8] = self._slots[slot]
-        return view
+    def block_view(self, block: int, group: int = 0) -> NDArray[np.uint8]:
+        """A block in a group, uint8 [BlockLayout.nbytes], to be read."""
+        return self.store.read(group, self._place(block, group))
 
     def copy_block(self, source: int, target: int) -> None:
-        """In all groups in which both have a place."""
-        for group in range(len(self._arenas)):
-            self.block_view(target, group)[:] = self.block_view(source, group)
+        """In all groups; both must be there."""
+        for group in range(len(self.layout.groups)):
+            self.store.copy(group, self._place(source, group), self._place(target, group))
 
     def read_block(self, block: int) -> NDArray[np.uint8] | None:
         """A block of all groups, uint8 [StateLayout.block_bytes], to be kept elsewhere; None where a part is gone."""
-        if not all(self.has_block(block, group) for group in range(len(self._arenas))):
+        groups = range(len(self.layout.groups))
+        if not all(self.has_block(block, group) for group in groups):
             return None
         if not self.windows:
             return self.block_view(block)
-        return np.concatenate([self.block_view(block, group) for group in range(len(self._arenas))])
+        return np.concatenate([self.block_view(block, group) for group in groups])
 
     def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
-        """What `read_block` gave, to a block in those groups in which it has a place."""
+        """What `read_block` gave, to a block in those groups in which it is there."""
         begin = 0
         for group, layout in enumerate(self.layout.groups):
             if self.has_block(block, group):
-                self.block_view(block, group)[:] = data[begin : begin + layout.nbytes]
+                self.store.write(group, self._place(block, group), data[begin : begin + layout.nbytes])
             begin += layout.nbytes
 
     def prepare(self, num_blocks: int) -> None:
-        """Commit the memory of the next free blocks in the background, where the system can.
-
-        Else it is committed when first written, which takes twice the time of writing, and on a virtual machine whose
-        own memory is committed like this twenty times.
-        """
-        views = [self.block_view(block) for block in islice(self._free, num_blocks)]
-        if CAN_COMMIT and views:
-            threading.Thread(target=commit, args=views, name="edgellm-kv", daemon=True).start()
+        """The next free blocks will be written soon."""
+        self.store.prepare(islice(self._free, num_blocks))
 
     def check_integrity(self) -> None:
         """The books of all pools balance, and what is free has no place in a window."""
@@ -113,7 +92,12 @@ class KVCache(Pool):
             assert not any(window.place_of[block] != NOWHERE for block in self._free), "a free block has a place"
         self.slots.check_integrity()
         if self.is_recurrent:
-            assert self.slots.holds(ZERO_SLOT) >= 1 and not self.slot_view(ZERO_SLOT).any()
+            assert self.slots.holds(ZERO_SLOT) >= 1 and not self.store.read_slot(ZERO_SLOT).any()
+
+    def _place(self, block: int, group: int) -> int:
+        place = block if group == 0 else self.windows[group - 1].place_of[block]
+        assert place != NOWHERE, (block, group)
+        return place
 
     def check_nothing_is_held(self) -> None:
         """No sequence holds a block, a place in a window, or a slot."""

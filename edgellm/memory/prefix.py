@@ -290,7 +290,7 @@ class PrefixCache:
         if block is None:
             return found
         slot = self._cache.slots.allocate()
-        self._cache.slot_view(slot)[:] = block.data
+        self._cache.store.write_slot(slot, block.data)
         self._checkpoints.add(parent.name, longest, slot)
         self._cache.slots.release(slot)  # kept, and held again by who resumes with it
         return len(longest), slot
@@ -303,7 +303,7 @@ class PrefixCache:
         rest = tuple(tokens[start : sequence.length])
         if self._checkpoints.add(parent.name, rest, sequence.slot) and self._store is not None:
             before = states_after(parent.name)
-            data, text = self._cache.slot_view(sequence.slot), digest(states_after(parent.text), rest)
+            data, text = self._cache.store.read_slot(sequence.slot), digest(states_after(parent.text), rest)
             self._store.put(digest(before, rest), before, rest, data, text)
 
     def _reason(self, node: Node, rest: tuple[int, ...], known: Match | None, used: int) -> Reason:

@@ -6,7 +6,7 @@ import pytest
 
 import edgellm
 from edgellm import SamplingParams
-from edgellm.backends.cpu.team import Team
+from edgellm.backends.cpu.backend import CPUBackend
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.engine.draft import DraftModel
 from edgellm.errors import OptionError
@@ -46,13 +46,13 @@ def test_a_draft_follows_from_one_text_to_another(tiny_gguf: Path, library: Libr
     never = SamplingParams(max_tokens=6, speculation="off")
     with edgellm.load(path, threads=1) as model:
         expected = [[piece.id for piece in model.generate(text, never)] for text in texts]
-    packed, team = open_packed(pack_on_the_fly(path, tmp_path)), Team(library, 1, processors=1)
-    draft = DraftModel(packed, library, team, context=64)
+    packed, backend = open_packed(pack_on_the_fly(path, tmp_path)), CPUBackend(library, threads=1, processors=1)
+    draft = DraftModel(packed, backend, context=64)
     for text, ids in zip(texts, expected, strict=True):
         assert draft.propose(text, 6)[: len(ids)] == ids
     draft.check_integrity()
     draft.close()
-    team.close()
+    backend.close()
 
 
 def test_a_draft_with_a_smaller_context_proposes_up_to_its_end(tmp_path: Path, tiny_gguf: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
-from edgellm.backends.cpu.runner import Rows, Runner
+from edgellm.backends.base import Rows, run_step
+from edgellm.backends.cpu.runner import CPURunner
 from edgellm.backends.cpu.team import Team
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.errors import KernelError
@@ -35,24 +36,24 @@ def kv_cache_dtype(packed: PackedModel) -> str:
 
 
 @contextmanager
-def runner(library: jit.Library, packed: PackedModel, *, threads: int = 1) -> Iterator[tuple[Runner, KVCache]]:
+def runner(library: jit.Library, packed: PackedModel, *, threads: int = 1) -> Iterator[tuple[CPURunner, KVCache]]:
     layout = state_layout(packed.network, kv_formats()[kv_cache_dtype(packed)])
     cache, team = KVCache(layout, 40), Team(library, threads, processors=2)
     try:
-        yield Runner(library, team, packed, cache, context=512, max_rows=320, max_logit_rows=320), cache
+        yield CPURunner(library, team, packed, cache, context=512, max_rows=320, max_logit_rows=320), cache
     finally:
         team.close()
     cache.check_integrity()
 
 
-def logits_in_steps(run: tuple[Runner, KVCache], tokens: list[int], sizes: list[int]) -> np.ndarray:
+def logits_in_steps(run: tuple[CPURunner, KVCache], tokens: list[int], sizes: list[int]) -> np.ndarray:
     """Logits of all tokens, computed in steps of the given sizes."""
     engine, cache = run
     sequence, parts, start = Sequence(cache), [], 0
     for size in sizes:
         chunk = tokens[start : start + size]
         sequence.reserve(start + size)
-        engine.run([Rows(sequence, chunk, range(size))])
+        run_step(engine, [Rows(sequence, chunk, range(size))])
         parts.append(engine.logits.copy())
         start += size
     assert start == len(tokens)
@@ -134,8 +135,8 @@ def test_sequences_in_one_step_equal_each_alone(library: jit.Library, packed: Pa
             sequence.reserve(30)
         for sequence in (third, first, second):
             sequence.reserve(300)
-        engine.run([Rows(first, TOKENS[:270])])
-        engine.run([Rows(second, TOKENS[:50])])
+        run_step(engine, [Rows(first, TOKENS[:270])])
+        run_step(engine, [Rows(second, TOKENS[:50])])
         first.reserve(300)
         second.reserve(300)
         batch = [
@@ -143,7 +144,7 @@ def test_sequences_in_one_step_equal_each_alone(library: jit.Library, packed: Pa
             Rows(third, TOKENS[:200], [0, 150, 199]),
             Rows(second, TOKENS[50:55], range(5)),
         ]
-        engine.run(batch)
+        run_step(engine, batch)
         together = engine.logits
         assert np.array_equal(together, whole[[270, 0, 150, 199, 50, 51, 52, 53, 54]])
         for sequence in (first, second, third):
@@ -158,14 +159,14 @@ def test_rewinding_forgets(library: jit.Library, packed: PackedModel, whole: np.
     with runner(library, packed) as (engine, cache):
         sequence = Sequence(cache)
         sequence.reserve(100)
-        engine.run([Rows(sequence, TOKENS[:100])])
+        run_step(engine, [Rows(sequence, TOKENS[:100])])
         sequence.reserve(104)
-        engine.run([Rows(sequence, [*TOKENS[100:102], 5, 6])])
+        run_step(engine, [Rows(sequence, [*TOKENS[100:102], 5, 6])])
         stands = sequence.rewind(target)
         forgets_little = cache.is_recurrent or cache.windows
         assert stands == (0 if target < 100 and forgets_little else 100 if cache.is_recurrent else target)
         sequence.reserve(300)
-        engine.run([Rows(sequence, TOKENS[stands:], range(300 - stands))])
+        run_step(engine, [Rows(sequence, TOKENS[stands:], range(300 - stands))])
         assert np.array_equal(engine.logits, whole[stands:])
         sequence.rewind(0)
 

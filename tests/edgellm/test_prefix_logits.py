@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm.backends.cpu.runner import Rows, Runner
+from edgellm.backends.base import Rows, run_step
+from edgellm.backends.cpu.runner import CPURunner
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.kernels import jit
 from edgellm.memory.disk.store import BlockStore
@@ -22,7 +23,7 @@ from tests.edgellm.test_equalities import TOKENS, kv_cache_dtype, runner
 @pytest.fixture(scope="module", params=["llama", "hybrid"])
 def run(
     request: pytest.FixtureRequest, library: jit.Library, tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Runner, KVCache]]:
+) -> Iterator[tuple[CPURunner, KVCache]]:
     folder = tmp_path_factory.mktemp("prefix")
     path = tiny_gguf if request.param == "llama" else make_hybrid_gguf(folder / "hybrid.gguf")
     packed = open_packed(pack_on_the_fly(path, folder))
@@ -31,7 +32,7 @@ def run(
         yield made
 
 
-def answer(run: tuple[Runner, KVCache], prefix: PrefixCache, tokens: list[int]) -> tuple[CacheReport, np.ndarray]:
+def answer(run: tuple[CPURunner, KVCache], prefix: PrefixCache, tokens: list[int]) -> tuple[CacheReport, np.ndarray]:
     """Logits of a text's tokens that are not cached; its last token is a step of its own, as the engine has it."""
     engine, _ = run
     sequence, report = prefix.begin(tokens)
@@ -40,7 +41,7 @@ def answer(run: tuple[Runner, KVCache], prefix: PrefixCache, tokens: list[int]) 
         rest = tokens[sequence.length : end]
         if rest:
             sequence.reserve(end)
-            engine.run([Rows(sequence, rest, range(len(rest)))])
+            run_step(engine, [Rows(sequence, rest, range(len(rest)))])
             parts.append(engine.logits.copy())
             prefix.share(sequence, tokens[:end])
     prefix.end(sequence, tokens)
@@ -48,7 +49,7 @@ def answer(run: tuple[Runner, KVCache], prefix: PrefixCache, tokens: list[int]) 
     return report, np.concatenate(parts)
 
 
-def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[Runner, KVCache]) -> None:
+def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[CPURunner, KVCache]) -> None:
     """An edited text resumes where it was edited, or, with recurrent states, where one before was kept: nowhere."""
     prefix = PrefixCache(run[1], model=MODEL)
     edited = changed(TOKENS, 77)
@@ -65,7 +66,7 @@ def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[Runn
     prefix.forget()
 
 
-def test_logits_after_a_restart_are_those_of_a_fresh_text(run: tuple[Runner, KVCache], tmp_path: Path) -> None:
+def test_logits_after_a_restart_are_those_of_a_fresh_text(run: tuple[CPURunner, KVCache], tmp_path: Path) -> None:
     layout = run[1].layout
 
     def store() -> BlockStore:
@@ -97,7 +98,9 @@ def spoil(cache: KVCache) -> None:
         arena[:] = 99
 
 
-def test_logits_behind_a_state_kept_within_a_known_text_are_those_of_a_fresh_text(run: tuple[Runner, KVCache]) -> None:
+def test_logits_after_a_state_kept_within_a_known_text_are_those_of_a_fresh_text(
+    run: tuple[CPURunner, KVCache],
+) -> None:
     """Of texts that share a beginning, the second resumes where the first had a state; blocks go on being shared."""
     engine, cache = run
     other = [*TOKENS[:150], *TOKENS[:60]]
@@ -108,7 +111,7 @@ def test_logits_behind_a_state_kept_within_a_known_text_are_those_of_a_fresh_tex
     sequence, _ = prefix.begin(TOKENS)
     for end in (100, 140, 200, 300):
         sequence.reserve(end)
-        engine.run([Rows(sequence, TOKENS[sequence.length : end])])
+        run_step(engine, [Rows(sequence, TOKENS[sequence.length : end])])
         prefix.share(sequence, TOKENS[:end])
     expected = 140 if cache.is_recurrent else 150
     report, logits = answer(run, prefix, other)

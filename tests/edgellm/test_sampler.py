@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from edgellm.backends.cpu.sampler import Sampler
 from edgellm.engine.logprobs import Logprobs, logprobs_of
 from edgellm.engine.params import SamplingParams
-from edgellm.engine.sampler import Sampler
 from edgellm.errors import OptionError
 from edgellm.kernels.jit import Library
-from tests.kernels.sampling import draw, random_logits, run_sample, sampler_of
+from tests.kernels.sampling import draw, random_logits, records, run_sample, sampler_of
 
 VOCABULARY = 50
 PROMPT = [1, 2, 3, 1, 2, 3, 1, 2]
@@ -38,7 +38,7 @@ def test_drafted_rows_choose_what_one_row_after_the_other_would(library: Library
         drafted = answer[place : place + rng.integers(0, 7)]
         if drafted and rng.random() < 0.5:
             drafted[rng.integers(len(drafted))] = int(rng.integers(VOCABULARY))
-        run_sample(library, sampler.addresses(drafted), logits[place : place + 1 + len(drafted)], threads=2)
+        run_sample(library, records(sampler, drafted), logits[place : place + 1 + len(drafted)], threads=2)
         count = 1
         while count <= len(drafted) and sampler.chosen(count - 1) == drafted[count - 1]:
             count += 1
@@ -65,9 +65,9 @@ def test_masks_are_for_one_row_each_and_for_one_step(library: Library) -> None:
     sampler = sampler_of(VOCABULARY)
     masks = np.zeros((3, 2), np.int32)
     masks[0, 0], masks[1, 1], masks[2] = 1 << 4, 1 << 2, -1
-    run_sample(library, sampler.addresses([4, 34], masks), logits)
+    run_sample(library, records(sampler, [4, 34], masks), logits)
     assert sampler.accept(3) == [4, 34, int(logits[2].argmax())]
-    run_sample(library, sampler.addresses([int(logits[0].argmax())]), logits[:2])
+    run_sample(library, records(sampler, [int(logits[0].argmax())]), logits[:2])
     assert sampler.accept(2) == logits[:2].argmax(-1).tolist()
 
 

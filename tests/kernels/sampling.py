@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from edgellm.backends.cpu.sampler import Sampler
 from edgellm.engine.params import SamplingParams
-from edgellm.engine.sampler import Sampler
 from edgellm.kernels import ops
 from edgellm.kernels.jit import Library
 from edgellm.memory.buffers import address, aligned_zeros
@@ -21,9 +21,15 @@ def run_sample(library: Library, samplers: list[int], logits: np.ndarray, thread
         library.entry("sample")(address(record), address(ops.STEP.pack(**words)), thread, threads)
 
 
+def records(sampler: Sampler, drafted: list[int] | None = None, masks: np.ndarray | None = None) -> list[int]:
+    """Addresses of a sampler's records, made ready."""
+    sampler.prepare(drafted or [], masks)
+    return sampler.records
+
+
 def draw(library: Library, sampler: Sampler, logits: np.ndarray) -> int:
     """One token from logits [V]."""
-    run_sample(library, sampler.addresses(), logits[None])
+    run_sample(library, records(sampler), logits[None])
     (token,) = sampler.accept()
     return token
 

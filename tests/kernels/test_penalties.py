@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from edgellm.backends.cpu.sampler import Sampler
 from edgellm.engine.params import SamplingParams
-from edgellm.engine.sampler import Sampler
 from edgellm.kernels import reference
 from edgellm.kernels.jit import Library
-from tests.kernels.sampling import draw, random_logits, run_sample, sampler_of
+from tests.kernels.sampling import draw, random_logits, records, run_sample, sampler_of
 
 VOCABULARY = 37
 
@@ -51,10 +51,10 @@ def test_only_tokens_that_the_mask_allows_are_chosen(library: Library, options: 
         logits = random_logits(1, vocabulary)
         sampler = sampler_of(vocabulary, **options, seed=1, logit_bias={5: 100.0})
         for _ in range(30):
-            run_sample(library, sampler.addresses(masks=bit_mask(allowed, vocabulary)), logits[None])
+            run_sample(library, records(sampler, masks=bit_mask(allowed, vocabulary)), logits[None])
             assert sampler.accept()[0] in allowed
         expected = sampler_of(vocabulary, logit_bias={5: 100.0})
-        run_sample(library, sampler.addresses(), logits[None])
+        run_sample(library, records(sampler), logits[None])
         assert draw(library, expected, logits) == 5, "without a mask all are allowed again"
 
 
@@ -62,7 +62,7 @@ def test_a_mask_of_all_tokens_changes_nothing(library: Library) -> None:
     logits = random_logits(2, VOCABULARY)
     masked, plain = (sampler_of(VOCABULARY, temperature=1.5, seed=6) for _ in range(2))
     for _ in range(20):
-        run_sample(library, masked.addresses(masks=bit_mask(list(range(VOCABULARY)), VOCABULARY)), logits[None])
+        run_sample(library, records(masked, masks=bit_mask(list(range(VOCABULARY)), VOCABULARY)), logits[None])
         assert masked.accept() == [draw(library, plain, logits)]
 
 
@@ -83,7 +83,7 @@ def test_dry_penalizes_what_would_repeat(library: Library, allowed_length: int, 
         expected = reference.dry(logits, seen, multiplier=1.0, base=1.3, allowed_length=allowed_length, breakers={4})
         changed += np.argmax(expected) != np.argmax(logits)
         for _ in range(2):  # the kernel forgets what it counted
-            run_sample(library, sampler.addresses(), logits[None])
+            run_sample(library, records(sampler), logits[None])
             assert sampler.chosen(0) == np.argmax(expected), (text, logits)
     assert changed > 3 or last_n in (0, 2)
 

@@ -11,7 +11,7 @@ from edgellm.engine.params import SAMPLER_ORDER
 from edgellm.kernels import jit, reference
 from edgellm.kernels.jit import Library
 from edgellm.kernels.targets import ISAS, host_target, target_for
-from tests.kernels.sampling import draw, random_logits, run_sample, sampler_of
+from tests.kernels.sampling import draw, random_logits, records, run_sample, sampler_of
 
 VOCABULARY = 37
 Logits = np.ndarray
@@ -203,7 +203,7 @@ def test_other_instruction_sets_choose_the_same_with_the_same_bits(
 def test_rows_are_shared_out_among_threads(library: Library) -> None:
     logits = np.stack([random_logits(seed, VOCABULARY) for seed in range(5)])
     samplers = [sampler_of(VOCABULARY) for _ in range(5)]
-    addresses = [sampler.addresses()[0] for sampler in samplers]
+    addresses = [records(sampler)[0] for sampler in samplers]
     run_sample(library, [*addresses[:2], 0, *addresses[3:]], logits, threads=3)
     chosen = [samplers[row].chosen(0) for row in (0, 1, 3, 4)]
     assert chosen == logits[[0, 1, 3, 4]].argmax(-1).tolist()

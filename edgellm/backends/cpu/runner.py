@@ -2,22 +2,23 @@
 
 import time
 from array import array
-from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.backends.base import Rows, Watch
 from edgellm.backends.cpu.lower import lower
 from edgellm.backends.cpu.rope import RopeTables
+from edgellm.backends.cpu.sampler import Sampler
 from edgellm.backends.cpu.step import StepLayout
 from edgellm.backends.cpu.team import Team
+from edgellm.engine.params import SamplingParams
 from edgellm.kernels import ops
 from edgellm.kernels.jit import Library
 from edgellm.memory.buffers import address, aligned_zeros, elements
 from edgellm.memory.kv import KVCache
-from edgellm.memory.sequence import Sequence
+from edgellm.memory.store import HostStore
 from edgellm.packed.read import PackedModel
 from edgellm.runtime.build import network_graph
 from edgellm.runtime.fuse import fuse
@@ -29,17 +30,7 @@ ROWS, SEQUENCE_COUNT, LOGIT_COUNT, SPAN_COUNT, SPLIT, FEW = (
 )
 
 
-@dataclass(slots=True)  # not frozen, which takes twice the time to make
-class Rows:
-    """Neighbouring tokens of one sequence, which follow those already in the cache."""
-
-    sequence: Sequence
-    tokens: Seq[int]
-    logits: Seq[int] = ()  # indices into tokens: whose logits are wanted
-    samplers: Seq[int] = ()  # addresses of sampler records, one per logits entry; 0 for none
-
-
-class Runner:
+class CPURunner:
     """Runs steps of one model. Not reentrant: one step at a time."""
 
     def __init__(
@@ -59,18 +50,20 @@ class Runner:
         self._work = aligned_zeros(self._plan.work_bytes, np.uint8)
         self._rope = RopeTables(self._plan, packed)
         self._arena = aligned_zeros(layout.nbytes, np.uint8)
+        assert isinstance(cache.store, HostStore)
         bases = {
             "weights": packed.address,
             "work": address(self._work),
             "tables": address(self._rope.memory),
             "step": address(self._arena),
-            **cache.bases(),
+            **cache.store.bases(),
         }
         self._table = self._program.bind(bases, library.addresses)
         self._kept = [packed, cache, library]  # what the table points to
         self._table_address, self._step_address = address(self._table), address(self._arena)
         groups = [op.number("heads") // op.number("kv_heads") for op in self.graph.operations if op.kind == "attend"]
         self._span = max(1, ops.SPAN_QUERIES // max(groups, default=1))
+        self._times = np.zeros(len(self.operations) + 1, np.int64)
         self._bind_step(layout)
         (sample,) = [op for op in self.graph.operations if op.kind == "sample"]
         self._all_logits = self._floats(sample.operands["logits"])[:, : packed.network.vocabulary]
@@ -116,18 +109,20 @@ class Runner:
         assert isinstance(x, Value), op
         return self._floats(x)
 
-    def run(
-        self,
-        batch: Seq[Rows],
-        times: NDArray[np.int64] | None = None,
-        watch: Mapping[Mark, Callable[[], None]] | None = None,
-    ) -> None:
-        """Compute all rows; what they led to is in the samplers' records and in `logits`.
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """Of each operation of the last step that was timed, [operations]."""
+        ticks = np.diff(self._times)
+        # The clock's rate is not known everywhere; a step is all but some microseconds of the call
+        seconds: NDArray[np.float64] = ticks * (self.last_seconds / max(ticks.sum(), 1))
+        return seconds
 
-        The keys and values of the rows are appended to their sequences, which must have room reserved. `times` int64
-        [operations + 1] takes when each operation began and the last ended, in ticks of the processor's clock. `watch`
-        are called when all operations before their marks have ended.
-        """
+    def sampler(self, params: SamplingParams, prompt: Seq[int], breakers: Seq[int] = ()) -> Sampler:
+        """A slot for a request: Runner.sampler."""
+        return Sampler(params, self.network.vocabulary, prompt, breakers)
+
+    def start(self, batch: Seq[Rows], *, watch: Watch | None = None, timed: bool = False) -> None:
+        """Compute all rows: Runner.start. The caller's thread is one of the team, so all is over when this returns."""
         row = num_logits = num_spans = 0
         for number, rows in enumerate(batch):
             start, count = rows.sequence.length, len(rows.tokens)
@@ -149,16 +144,22 @@ class Runner:
             for first in range(0, count, self._span):
                 self._spans[2 * num_spans], self._spans[2 * num_spans + 1] = row + first, min(self._span, count - first)
                 num_spans += 1
-            for place, index in enumerate(rows.logits):
-                self._logit_rows[num_logits] = row + index
-                self._samplers[num_logits] = rows.samplers[place] if rows.samplers else 0
+            for index in rows.logits:
+                self._logit_rows[num_logits], self._samplers[num_logits] = row + index, 0
                 num_logits += 1
+            if rows.sampler is not None:
+                assert isinstance(rows.sampler, Sampler)
+                records = rows.sampler.records
+                self._samplers[num_logits - len(records) : num_logits] = array("q", records)
             row += count
             self._rope.ensure(start + count)
         self._step[SEQUENCE_COUNT] = len(batch)
-        self._walk(row, num_logits, num_spans, times, watch)
+        self._walk(row, num_logits, num_spans, self._times if timed else None, watch)
         for rows in batch:
             rows.sequence.advance(len(rows.tokens))
+
+    def wait(self) -> None:
+        """Nothing is left to do after `start`."""
 
     def close(self) -> None:
         """Forget the model's memory, so that its file can be unmapped."""
@@ -176,7 +177,7 @@ class Runner:
 
     def _walk(
         self, num_rows: int, num_logits: int, num_spans: int, times: NDArray[np.int64] | None,
-        watch: Mapping[Mark, Callable[[], None]] | None,
+        watch: Watch | None,
     ) -> None:  # fmt: skip
         assert 0 < num_rows <= self.max_rows, num_rows
         assert num_logits <= self.max_logit_rows, num_logits

@@ -8,7 +8,8 @@ import pytest
 
 import edgellm
 from edgellm import Model
-from edgellm.backends.cpu.runner import Rows, Runner
+from edgellm.backends.base import Rows
+from edgellm.backends.cpu.runner import CPURunner
 from tests.edgellm.engine.requests import CONTEXT
 from tests.tiny import make_tiny_gguf
 
@@ -41,10 +42,10 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
 
 def before_steps(monkeypatch: pytest.MonkeyPatch, act: Callable[[list[Rows]], object]) -> None:
     """Call `act` with what a step is to compute, before it does."""
-    run = Runner.run
+    run = CPURunner.start
 
-    def wrapped(self: Runner, batch: list[Rows], **options: Any) -> None:
+    def wrapped(self: CPURunner, batch: list[Rows], **options: Any) -> None:
         act(batch)
         run(self, batch, **options)
 
-    monkeypatch.setattr(Runner, "run", wrapped)
+    monkeypatch.setattr(CPURunner, "start", wrapped)

@@ -8,7 +8,7 @@ import pytest
 
 import edgellm
 from edgellm import Choice, Model, Regex, SamplingParams
-from edgellm.backends.cpu.runner import Rows
+from edgellm.backends.base import Rows
 from edgellm.engine import model as model_module
 from edgellm.engine.logprobs import Logprobs, mean_logprob
 from edgellm.errors import OptionError

@@ -10,7 +10,7 @@ import pytest
 
 import edgellm
 from edgellm import Model, SamplingParams
-from edgellm.backends.cpu.runner import Rows
+from edgellm.backends.base import Rows
 from edgellm.engine import model as model_module
 from edgellm.engine.constrain import Regex
 from edgellm.engine.masks import Masks

@@ -11,7 +11,8 @@ import pytest
 
 import edgellm
 from edgellm import Model, Observation, Probe, SamplingParams
-from edgellm.backends.cpu.runner import Rows, Runner
+from edgellm.backends.base import Rows
+from edgellm.backends.cpu.runner import CPURunner
 from edgellm.engine import model as model_module
 from edgellm.engine.draft import DraftModel
 from edgellm.errors import OptionError
@@ -168,7 +169,7 @@ def test_errors_in_a_step_are_the_readers_alone(model: Model, monkeypatch: pytes
         for behind in (False, True):
             error = KeyboardInterrupt()
             with monkeypatch.context() as patch:
-                patch.setattr(Runner, "run", robustness.Failing(Runner.run, error, call, behind=behind))
+                patch.setattr(CPURunner, "run", robustness.Failing(CPURunner.start, error, call, behind=behind))
                 results, errors = robustness.read_in_turn(model)
             assert errors == [error] and robustness.num_different(results, expected) == 1
             model.check_integrity()
@@ -272,14 +273,14 @@ def test_a_long_text_holds_no_more_of_a_window_than_it_shows(
     sizes.update({"rows": rows, "blocks": 60})
     prompts = [[token + shift for token in TEXT] for shift in range(3)]
     held: list[int] = []
-    run = Runner.run
+    run = CPURunner.start
 
-    def counting(self: Runner, batch: list[Rows], **options: object) -> None:
+    def counting(self: CPURunner, batch: list[Rows], **options: object) -> None:
         pool = self.cache.windows[0].pool
         held.append(pool.size - pool.num_free)
         run(self, batch, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Runner, "run", counting)
+    monkeypatch.setattr(CPURunner, "run", counting)
     with edgellm.load(path, threads=1, context=CONTEXT) as model:
         expected = [[piece.id for piece in model.generate(prompt, GREEDY)] for prompt in prompts]
     assert max(held) <= most < -(-len(TEXT) // KV_BLOCK) + 1

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgellm import Model, Probe, SamplingParams
-from edgellm.backends.cpu.runner import Runner
+from edgellm.backends.cpu.runner import CPURunner
 from edgellm.engine import masks
 from edgellm.engine.constrain import Matcher, Regex
 from edgellm.errors import GrammarError
@@ -103,9 +103,9 @@ def test_behind_an_interrupted_step_masks_are_written_anew(
     params = SamplingParams(constraint=LETTERS, temperature=1.0, seed=1, speculation="off")
     alone = model.generate([5, 80, 90], params)
     list(alone)
-    run, calls = Runner.run, iter(range(100))
+    run, calls = CPURunner.start, iter(range(100))
 
-    def interrupted(self: Runner, *args: object, **options: object) -> None:
+    def interrupted(self: CPURunner, *args: object, **options: object) -> None:
         broken = next(calls) == 4
         if behind or not broken:
             run(self, *args, **options)  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def test_behind_an_interrupted_step_masks_are_written_anew(
             raise KeyboardInterrupt
 
     driver, stream = model.generate([7, 8], SamplingParams(max_tokens=50)), model.generate([5, 80, 90], params)
-    monkeypatch.setattr(Runner, "run", interrupted)
+    monkeypatch.setattr(CPURunner, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(driver)
     list(stream)

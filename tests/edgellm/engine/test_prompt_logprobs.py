@@ -7,7 +7,7 @@ import pytest
 
 import edgellm
 from edgellm import Logprobs, Model, Probe, Regex, SamplingParams
-from edgellm.backends.cpu.runner import Rows
+from edgellm.backends.base import Rows
 from edgellm.engine import model as model_module
 from edgellm.engine import request as request_module
 from edgellm.engine.logprobs import logprobs_of

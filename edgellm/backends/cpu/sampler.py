@@ -22,7 +22,7 @@ CHOSEN, DRAW, MASK, MU, NEXT_MU, TEXT, TEXT_COUNT = (
 class Sampler:
     """Parameters, text so far and number of draws of one request.
 
-    A step takes `addresses`, one for each row whose token is wanted; then the sampler is told how many to `accept`.
+    A step takes `records`, one for each row that `prepare` made ready; then the sampler is told how many to `accept`.
     """
 
     def __init__(
@@ -52,12 +52,13 @@ class Sampler:
         self._addresses: list[int] = []
         self._add_record()
 
-    def addresses(self, drafted: Sequence[int] = (), masks: NDArray[np.int32] | None = None) -> list[int]:
-        """Records for the next token and those behind each drafted one: record j sees drafted[:j] as if accepted.
+    @property
+    def records(self) -> list[int]:
+        """Addresses of SAMPLER records, one for each row; they hold until the next `prepare`."""
+        return self._addresses[: 1 + len(self._drafted)]
 
-        `masks`, int32 [1 + drafted][V/32], allows the tokens with a 1 (bit i of word i/32), row by row. Addresses hold
-        until the next call.
-        """
+    def prepare(self, drafted: Sequence[int] = (), masks: NDArray[np.int32] | None = None) -> None:
+        """Make records ready for the next token and those after each drafted one: SamplerSlot.prepare."""
         while len(self._records) <= len(drafted):
             self._add_record()
         if drafted:
@@ -65,7 +66,6 @@ class Sampler:
         self._drafted = list(drafted)
         if masks is not None or self._masks is not None:
             self._mask(masks)
-        return self._addresses[: 1 + len(drafted)]
 
     def chosen(self, j: int) -> int:
         """The token that the last step chose for record j."""
