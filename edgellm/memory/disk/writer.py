@@ -25,7 +25,7 @@ class _Item(NamedTuple):
 
 
 class BackgroundWriter:
-    """A bounded queue of blocks, or states. `write(header, record)` writes each on a thread of its own, when it is quiet.
+    """A bounded queue of blocks, or states: `write(header, record)` writes each on a thread of its own, if it is calm.
 
     `write` says False if there is no room for the block. If it raises, nothing is written any more.
     """
