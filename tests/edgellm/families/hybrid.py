@@ -196,27 +196,19 @@ def linear_row(
 
 
 def reference_convolution(x: Floats, block: ShortConvolution, weights: Weights, name: str) -> Floats:
-    b, c, inner = np.split(reference.matmul(x, weights.matrix(f"{name}.in")), 3, axis=1)
-    padded = np.vstack((np.zeros((TAPS - 1, block.channels)), b * inner))
-    taps = weights.vector(f"{name}.taps")
-    y = sum(taps[tap] * padded[tap : tap + len(x)] for tap in range(TAPS))
-    projected: Floats = reference.matmul(c * y, weights.matrix(f"{name}.output"))
+    state, taps = np.zeros(block.state.shape, np.float32), weights.vector(f"{name}.taps")
+    inner = reference.matmul(x, weights.matrix(f"{name}.in"))
+    y = np.array([convolution_row(row, state, weight=taps, channels=block.channels) for row in inner])
+    projected: Floats = reference.matmul(y, weights.matrix(f"{name}.output"))
     return projected
 
 
 def reference_linear(x: Floats, block: LinearAttention, weights: Weights, name: str) -> Floats:
-    """As attention without softmax: a token's weight is q . (k * what decayed of it since)."""
-    q, k, decay = (
-        reference.matmul(x, weights.matrix(f"{name}.{part}")).reshape(len(x), block.heads, block.keys)
-        for part in ("q", "k", "decay")
-    )
-    v = reference.matmul(x, weights.matrix(f"{name}.v")).reshape(len(x), block.heads, block.values)
-    decayed = np.cumsum(-np.log1p(np.exp(-decay)), axis=0)
-    since = np.exp(np.minimum(decayed[:, None] - decayed[None], 0))
-    scores = np.einsum("rhk,shk,rshk->hrs", q, k, since) * np.tri(len(x)) * block.keys**-0.5
-    projected: Floats = reference.matmul(
-        np.einsum("hrs,shv->rhv", scores, v).reshape(len(x), -1), weights.matrix(f"{name}.output")
-    )
+    state, sizes = np.zeros(block.state.shape, np.float32), {"heads": block.heads, "keys": block.keys}
+    parts = (reference.matmul(x, weights.matrix(f"{name}.{part}")) for part in ("q", "k", "decay", "v"))
+    rows = zip(*parts, strict=True)
+    y = np.array([linear_row(*row, state, **sizes, values=block.values, scale=block.keys**-0.5) for row in rows])
+    projected: Floats = reference.matmul(y, weights.matrix(f"{name}.output"))
     return projected
 
 
