@@ -187,7 +187,7 @@ class Walk:
     def sees(self, sequence: Sequence, tokens: list[int]) -> bool:
         """Whether all that the next token sees is what its text leaves behind."""
         marks, length = marks_of(tokens[: sequence.length]), sequence.length
-        if self.cache.is_recurrent and self.cache.slot_view(sequence.slot).view(np.int64)[0] != marks[-1]:
+        if self.cache.is_recurrent and self.cache.store.read_slot(sequence.slot).view(np.int64)[0] != marks[-1]:
             return False
         for group, found in enumerate(self.cache.layout.groups):
             first = max(0, length - found.window + 1) if found.window else 0
@@ -203,7 +203,7 @@ class Walk:
                 self.at(sequence, group, position)[0] = marks[position + 1]
         if self.cache.is_recurrent:
             assert sequence.next_slot != sequence.slot
-            self.cache.slot_view(sequence.next_slot).view(np.int64)[0] = marks[-1]
+            self.cache.store.read_slot(sequence.next_slot).view(np.int64)[0] = marks[-1]
 
     def at(self, sequence: Sequence, group: int, position: int) -> NDArray[np.int64]:
         block = self.cache.block_view(sequence.blocks[position // KV_BLOCK], group)
