@@ -14,6 +14,7 @@ from edgellm.kernels import jit
 from edgellm.memory.disk.store import BlockStore
 from edgellm.memory.kv import KVCache
 from edgellm.memory.prefix import CacheReport, PrefixCache
+from edgellm.memory.store import HostStore
 from edgellm.packed.read import open_packed
 from tests.edgellm.families.tiny_hybrid import make_hybrid_gguf
 from tests.edgellm.prefix_requests import MODEL, changed
@@ -94,7 +95,8 @@ def test_logits_after_a_restart_are_those_of_a_fresh_text(run: tuple[CPURunner, 
 
 def spoil(cache: KVCache) -> None:
     """Other bytes in all memory that nobody holds."""
-    for arena in [*cache._arenas, cache._slots[1:]]:
+    assert isinstance(cache.store, HostStore)
+    for arena in [*cache.store.arenas, cache.store.slots[1:]]:
         arena[:] = 99
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import edgellm
 from edgellm import Model, SamplingParams
-from edgellm.engine import identity
+from edgellm.kernels.kv_formats import kv_formats
 
 PARAMS = SamplingParams(max_tokens=12, temperature=0.8, seed=3, speculation="off")
 TEXT = [5 + (7 * at) % 250 for at in range(150)]
@@ -50,7 +50,7 @@ def test_keys_of_an_older_int8_format_are_not_taken_for_those_of_this(
     tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setitem(identity.KV_FORMATS, "int8", "int8")  # before keys were transformed
+        older.setattr(kv_formats()["int8"], "meaning", "int8")  # before keys were transformed
         with edgellm.load(tiny_gguf, threads=1, prefix_cache=tmp_path, kv_cache_dtype="int8") as model:
             answer(model, TEXT)
     with edgellm.load(tiny_gguf, threads=1, prefix_cache=tmp_path, kv_cache_dtype="int8") as model:
