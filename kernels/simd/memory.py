@@ -147,6 +147,21 @@ def load_i8x16(b: Builder, where: Any) -> Any:
     return b.sitofp(b.sext(b.load(pointer(b, where, I8X16), align=1), I32X16), F32X16)
 
 
+@operation(i32x16, address)
+def sum_of_16_bytes(b: Builder, where: Any) -> Any:
+    """The sum of 16 signed bytes, in every lane."""
+    # Unsigned ones are what x86 adds by one instruction, psadbw.
+    unsigned = b.zext(b.xor(b.load(pointer(b, where, I8X16), align=1), constant(I8X16, 128)), I32X16)
+    total = splat(b, call(b, "llvm.vector.reduce.add.v16i32", I32, unsigned))
+    return b.sub(total, constant(I32X16, 16 * 128))
+
+
+@operation(i32x16, address)
+def load_u8x16(b: Builder, where: Any) -> Any:
+    """16 unsigned bytes, as integers."""
+    return b.zext(b.load(pointer(b, where, I8X16), align=1), I32X16)
+
+
 @operation(types.void, address, types.int64)
 def store_i8(b: Builder, where: Any, value: Any) -> None:
     b.store(b.trunc(value, I8), pointer(b, where, I8))

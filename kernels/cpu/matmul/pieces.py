@@ -15,17 +15,19 @@ from edgellm.kernels.simd.memory import load_f16x16, load_i32x16, load_i64
 class Pieces(NamedTuple):
     """What a weight format gives to the kernels that are made for it: functions to become part of them.
 
-    `at` is what `open_panel` found: three numbers that say where a panel's scales lie. `half` is 0 or 1, the first or
-    the last 16 rows of the panel.
+    `at` is what `open_panel` found: some numbers that say where a panel's scales lie. `half` is 0 or 1, the first or
+    the last 16 rows of the panel. A run are the inputs that one integer dot product takes, a block or half of one, and
+    its number counts from the beginning of the row.
     """
 
     block_bytes: int  # of the codes of a panel, 32 inputs of each of its rows
     codes: int  # offset of the address of all codes in the format's record
     make_dots: Callable[[int, int], Callable[..., Any]]  # halves, tokens -> dots(codes, x, meta), see dots.py
     open_panel: Callable[..., Any]  # (weight record, panel, blocks) -> at
-    scale: Callable[..., Any]  # (at, block, half) -> f32x16
+    scale: Callable[..., Any]  # (at, run, half) -> f32x16
     minimum: Callable[..., Any] | None  # likewise, for formats that have minimums
-    code: Callable[..., Any]  # (codes of the panel, block, input in it, half) -> f32x16, which the scale multiplies
+    code: Callable[..., Any]  # (codes of the panel, run, input in it, half) -> f32x16, which the scale multiplies
+    runs: int = 1  # of a block: 2 where groups have 16 inputs
 
 
 def nibble_code(zero_point: int) -> Callable[..., Any]:
