@@ -147,13 +147,12 @@ def load_i8x16(b: Builder, where: Any) -> Any:
     return b.sitofp(b.sext(b.load(pointer(b, where, I8X16), align=1), I32X16), F32X16)
 
 
-@operation(i32x16, address)
+@operation(types.int64, address)
 def sum_of_16_bytes(b: Builder, where: Any) -> Any:
-    """The sum of 16 signed bytes, in every lane."""
-    # Unsigned ones are what x86 adds by one instruction, psadbw.
+    """Of signed ones."""
+    # The sum of unsigned bytes is one instruction of x86, psadbw.
     unsigned = b.zext(b.xor(b.load(pointer(b, where, I8X16), align=1), constant(I8X16, 128)), I32X16)
-    total = splat(b, call(b, "llvm.vector.reduce.add.v16i32", I32, unsigned))
-    return b.sub(total, constant(I32X16, 16 * 128))
+    return b.sext(b.sub(call(b, "llvm.vector.reduce.add.v16i32", I32, unsigned), I32(16 * 128)), I64)
 
 
 @operation(i32x16, address)

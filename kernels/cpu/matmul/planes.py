@@ -38,7 +38,7 @@ def _plane_dots(upper: int, zero_point: int, halves: int, tokens: int) -> Dots:
         dot = zero_dots()
         if has_zero_point:
             for t in range(tokens):
-                begin = sum_of_16_bytes(x + t * 32) * splat_i32(-zero_point)
+                begin = splat_i32(-zero_point * sum_of_16_bytes(x + t * 32))
                 for h in range(halves):
                     dot = put(dot, h * tokens + t, begin)
         above = zero_weights()
