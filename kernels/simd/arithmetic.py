@@ -236,6 +236,16 @@ def high_nibbles(b: Builder, v: Any) -> Any:
     return b.lshr(v, constant(u8x64.llvm, 4))
 
 
+@operation(u8x64, i32x16)
+def bytes_of_lanes(b: Builder, v: Any) -> Any:
+    return b.bitcast(v, u8x64.llvm)
+
+
+@operation(i32x16, u8x64)
+def lanes_of_bytes(b: Builder, v: Any) -> Any:
+    return b.bitcast(v, I32X16)
+
+
 @operation(u8x64, u8x64, u8x64, types.int64, types.int64)
 def with_upper_bits(b: Builder, low: Any, above: Any, first: Any, count: Any) -> Any:
     """In every byte, the 4 bits of `low`, and above them `count` bits of `above` from bit `first`."""

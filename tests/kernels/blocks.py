@@ -3,11 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
-# Inputs and bytes of a block, and where its f16 scales lie
+# Inputs and bytes of a block, and where its f16 scales lie; the exponent of MXFP4 is its first byte
 GGUF_TYPES = {
     "Q4_K": (256, 144, (0, 2)),
     "Q5_K": (256, 176, (0, 2)),
     "Q6_K": (256, 210, (208,)),
+    "IQ4_NL": (32, 18, (0,)),
+    "MXFP4": (32, 17, ()),
 }
 
 
@@ -20,4 +22,6 @@ def random_blocks(
     for at in scales:
         values = rng.uniform(-1, 1, blocks.shape[:2]) * deviation
         blocks[:, :, at : at + 2] = values.astype(np.float16)[:, :, None].view(np.uint8)
+    if kind == "MXFP4":
+        blocks[:, :, 0] = rng.integers(120, 130, blocks.shape[:2])
     return blocks.reshape(rows, -1)

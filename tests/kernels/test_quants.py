@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType
 
 from edgellm.kernels import jit, reference
 from edgellm.kernels.quants import exact_quants, quants
+from edgellm.kernels.quants.codebook import NF4_TABLE
 from edgellm.kernels.quants.quant import Parts, Quant
 from edgellm.kernels.targets import host_target
 from edgellm.kernels.units import CORE, weight_unit
@@ -16,7 +17,7 @@ from tests.kernels.blocks import GGUF_TYPES, random_blocks
 from tests.kernels.products import Floats, Matrix
 
 ROWS, COLUMNS = 80, 512  # two panels and a half
-NAMES = ("q4_k", "q5_k", "q6_k")
+NAMES = ("q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "nf4")
 UNITS = (CORE, *(weight_unit(unit) for unit in dict.fromkeys(quants()[name].unit for name in NAMES)))
 COUNTS = (1, 2, 3, 7, 12, 13, 26)  # rows of activations: every height of tiles
 ULP = float(np.finfo(np.float32).eps)
@@ -107,7 +108,7 @@ def test_an_embedding_is_a_row_of_the_matrix(kernels: jit.Library, name: str) ->
 
 
 # Root mean square of the error on normal weights, by that of the weights
-ERRORS = {"q4_k": 0.080, "q5_k": 0.040, "q6_k": 0.020}
+ERRORS = {"q4_k": 0.080, "q5_k": 0.040, "q6_k": 0.020, "iq4_nl": 0.082, "mxfp4": 0.118, "nf4": 0.096}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -131,3 +132,25 @@ def test_other_columns_get_a_format_that_fits(name: str) -> None:
         assert columns % fitting.group == 0 and fitting.bits >= quants()[name].bits
         assert quants()[fitting.name] == fitting
     assert quants()[name].fitting(1024).name == name
+
+
+def test_all_exponents_of_mxfp4_are_kept(kernels: jit.Library) -> None:
+    """Subnormal scales too, and 2^127: a row of the matrix for each of e8m0's 255 numbers."""
+    blocks = random_blocks("MXFP4", 255, 32, np.random.default_rng(0)).reshape(255, 17)
+    blocks[:, 0] = np.arange(255)
+    blocks[-4:, 1:] &= 0x33  # 3 * 2^126 is the largest that a float32 has
+    quant = quants()["mxfp4"]
+    matrix = Matrix(kernels, quant, quant.exact["MXFP4"](blocks), 255, 32)
+    expected = gguf.quants.dequantize(blocks, GGMLQuantizationType.MXFP4)
+    np.testing.assert_array_equal(matrix.dense, expected, strict=True)
+    np.testing.assert_array_equal(matrix.embedded(list(range(255))), expected)
+
+
+def test_nf4_is_within_its_bound_of_normal_float() -> None:
+    """Of bitsandbytes' table times the largest magnitude of 64 weights, 2^-15 of that."""
+    values = np.random.default_rng(0).standard_normal((ROWS, COLUMNS)).astype(np.float32)
+    quant = quants()["nf4"]
+    found = quant.decode(quant.encode(values), ROWS).reshape(ROWS, -1, 64)
+    largest = np.abs(values).reshape(found.shape).max(axis=2, keepdims=True)
+    error = np.abs((found / largest)[..., None] - np.array(NF4_TABLE)).min(axis=3)
+    assert 0 < error.max() <= 2.0**-15 + 2 * ULP

@@ -50,9 +50,18 @@ def byte_code(codes: int, block: int, place: int, half: int) -> Any:
 
 
 def grouped_pieces(
-    record: Record, *, block_bytes: int, make_dots: Callable[[int, int], Callable[..., Any]], code: Callable[..., Any]
+    record: Record,
+    *,
+    block_bytes: int,
+    make_dots: Callable[[int, int], Callable[..., Any]],
+    code: Callable[..., Any],
+    load: Callable[..., Any] = load_f16x16,
+    size: int = 2,
 ) -> Pieces:
-    """The pieces of a GroupedQuant: scales and minimums are f16 [panel][group][32], a group of 2^group_shift blocks."""
+    """The pieces of formats with a scale, and maybe a minimum, per group of 2^group_shift blocks.
+
+    They lie as [panel][group][32], `size` bytes each; `load` takes 16 of them from an address as floats.
+    """
     scales, group_shift = record.scales, record.group_shift
     has_minimums = "mins" in record.names
     mins = record.mins if has_minimums else record.scales
@@ -60,15 +69,15 @@ def grouped_pieces(
     @inlined
     def open_panel(weight: int, panel: int, blocks: int) -> Any:
         shift = load_i64(weight + group_shift)
-        offset = panel * (blocks >> shift) * 64
+        offset = panel * (blocks >> shift) * 32 * size
         return load_i64(weight + scales) + offset, load_i64(weight + mins) + offset, shift
 
     @inlined
     def scale(at: Any, block: int, half: int) -> Any:
-        return load_f16x16(at[0] + (block >> at[2]) * 64 + half * 32)
+        return load(at[0] + ((block >> at[2]) * 32 + half * 16) * size)
 
     @inlined
     def minimum(at: Any, block: int, half: int) -> Any:
-        return load_f16x16(at[1] + (block >> at[2]) * 64 + half * 32)
+        return load(at[1] + ((block >> at[2]) * 32 + half * 16) * size)
 
     return Pieces(block_bytes, record.codes, make_dots, open_panel, scale, minimum if has_minimums else None, code)

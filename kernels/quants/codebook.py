@@ -1,0 +1,215 @@
+"""Codebooks of 16 entries: weight = scale * table[code], codes as nibbles (panels.py), a scale per row and group.
+
+    iq4_nl   integers of 8 bits, f16 per 32 inputs                     4.5 bits a weight    GGUF's IQ4_NL, exactly
+    mxfp4    twice the numbers of e2m1, e8m0 with a factor 1/2 per 32  4.25                 OCP Microscaling 1.0; GGUF's, exactly
+    nf4      16384 times NormalFloat, f32 absmax / 16384 per 64        4.5                  QLoRA, arXiv 2305.14314
+
+NormalFloat's numbers are rounded to 16384ths, so a weight is within 2^-15 of its group's largest of what bitsandbytes
+makes of it; INT8 activations are 2^-8 from theirs. A division by 2^14 changes no absmax.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.kernels.panels import BLOCK, PANEL, pack_nibbles, pack_per_row, padded_rows, unpack_nibbles, unpack_per_row
+from edgellm.kernels.quants.quant import Parts, PartSpec, Quant, Transcode, grouped_record
+
+if TYPE_CHECKING:
+    from edgellm.kernels.cpu.matmul.pieces import Pieces
+
+Floats = NDArray[np.float32]
+NF4_ONE = 1 << 14
+# fmt: off
+IQ4_NL_TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+MXFP4_TABLE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+NF4_TABLE = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)
+# fmt: on
+
+
+class ScaleKind(NamedTuple):
+    """How scales are kept."""
+
+    dtype: type[np.generic]
+    floats: Callable[[NDArray[Any]], Floats]
+    nearest: Callable[[Floats], NDArray[Any]]
+
+
+def e8m0_halves(exponents: NDArray[np.uint8]) -> Floats:
+    """2^(e - 128): e8m0 with the factor 1/2, whose first two numbers a float32 holds as subnormal ones."""
+    wide = exponents.astype(np.uint32)
+    return np.where(wide < 2, (wide + 1) << 21, (wide - 1) << 23).view(np.float32)
+
+
+def e8m0_below(scales: Floats) -> NDArray[np.uint8]:
+    """The largest power of two that is not above; 255 is none, so that infinities end as the last."""
+    return np.clip(np.frexp(scales)[1] + 127, 0, 254).astype(np.uint8)
+
+
+F16 = ScaleKind(np.float16, lambda kept: kept.astype(np.float32), lambda scales: scales.astype(np.float16))
+F32 = ScaleKind(np.float32, lambda kept: kept, lambda scales: scales)
+E8M0 = ScaleKind(np.uint8, e8m0_halves, e8m0_below)
+
+
+class Codebook(Quant):
+    """A table and a kind of scale."""
+
+    unit, bits = "codebook", 4
+    record = grouped_record(has_minimums=False)
+    table: ClassVar[tuple[int, ...]]
+    kind: ClassVar[ScaleKind]
+    tried: ClassVar[tuple[float, ...]]  # what `encode` multiplies a group's first scale with, to find the best
+
+    @property
+    def kernel(self) -> str:
+        return self.name
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.bits + 8 * np.dtype(self.kind.dtype).itemsize / self.group
+
+    def parts(self, rows: int, columns: int) -> dict[str, PartSpec]:
+        panels = padded_rows(rows) // PANEL
+        scales = PartSpec(self.kind.dtype, (panels, columns // self.group, PANEL))
+        return {"codes": PartSpec(np.uint8, (panels, columns // BLOCK, PANEL * BLOCK // 2)), "scales": scales}
+
+    def numbers(self) -> dict[str, int]:
+        return {"group_shift": (self.group // BLOCK).bit_length() - 1}
+
+    def pack(self, codes: NDArray[np.uint8], scales: NDArray[Any]) -> Parts:
+        """Codes uint8 [N][C] and scales [N][C/G] in natural order -> parts."""
+        return {
+            "codes": pack_nibbles(codes, self.table.index(min(self.table, key=abs))),
+            "scales": pack_per_row(scales),
+        }
+
+    def decode(self, parts: Mapping[str, NDArray[Any]], rows: int) -> Floats:
+        values = np.array(self.table, np.float32)[unpack_nibbles(parts["codes"], rows)]
+        scales = self.kind.floats(unpack_per_row(parts["scales"], rows))
+        decoded: Floats = values * np.repeat(scales, self.group, axis=1)
+        return decoded
+
+    def first_scales(self, groups: Floats) -> Floats:
+        """Of groups [N][C/G][G]: the largest magnitude is the table's last entry."""
+        return np.abs(groups).max(axis=2) / np.float32(self.table[-1])
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def encode(self, values: Floats) -> Parts:
+        """The nearest entries, by the scale of those tried that leaves the least squared error."""
+        groups = values.reshape(len(values), -1, self.group)
+        first, least = self.first_scales(groups), np.full(groups.shape[:2], np.inf, np.float32)
+        codes, kept = np.zeros(groups.shape, np.uint8), self.kind.nearest(first)
+        for factor in self.tried:
+            scales = self.kind.nearest(first * np.float32(factor))
+            steps = self.kind.floats(scales)[:, :, None]
+            found = self.nearest(np.divide(groups, steps, out=np.zeros_like(groups), where=steps != 0))
+            error = np.square(np.array(self.table, np.float32)[found] * steps - groups).sum(axis=2)
+            better = error < least
+            least, kept = np.where(better, error, least), np.where(better, scales, kept)
+            codes = np.where(better[:, :, None], found, codes)
+        return self.pack(codes.reshape(len(values), -1), kept)
+
+    def nearest(self, values: Floats) -> NDArray[np.uint8]:
+        """The codes of the entries nearest to values."""
+        order = np.argsort(self.table, kind="stable")
+        entries = np.array(self.table, np.float32)[order]
+        return order.astype(np.uint8)[np.searchsorted((entries[1:] + entries[:-1]) / 2, values)]
+
+    def blocks(self, data: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """GGUF's blocks of 32 inputs, a scale of `size` bytes and 16 bytes of codes, of which the low nibbles come first.
+
+        uint8 [N][bytes] -> codes [N][C], the bytes of scales [N][blocks][size]
+        """
+        blocks = data.reshape(len(data), -1, size + BLOCK // 2)
+        nibbles = blocks[:, :, size:]
+        codes = np.concatenate((nibbles & 15, nibbles >> 4), axis=2).reshape(len(data), -1)
+        return codes, np.ascontiguousarray(blocks[:, :, :size])
+
+
+class IQ4NL(Codebook):
+    """Nonlinear INT4."""
+
+    name, table, kind = "iq4_nl", IQ4_NL_TABLE, F16
+    tried = tuple(0.80 + 0.05 * i for i in range(7))
+
+    @property
+    def exact(self) -> Mapping[str, Transcode]:
+        return {"IQ4_NL": self.from_gguf}
+
+    def first_scales(self, groups: Floats) -> Floats:
+        """The entry of largest magnitude, whichever its sign, is -127."""
+        peak = np.abs(groups).argmax(axis=2)[:, :, None]
+        return np.take_along_axis(groups, peak, axis=2)[:, :, 0] / np.float32(-127)
+
+    def from_gguf(self, data: NDArray[np.uint8]) -> Parts:
+        codes, scales = self.blocks(data, 2)
+        return self.pack(codes, scales.view(np.float16)[:, :, 0])
+
+
+class MXFP4(Codebook):
+    """Numbers of 4 bits with a shared exponent."""
+
+    name, table, kind, tried = "mxfp4", MXFP4_TABLE, E8M0, (1.0, 2.0)
+
+    @property
+    def exact(self) -> Mapping[str, Transcode]:
+        return {"MXFP4": self.from_gguf}
+
+    def first_scales(self, groups: Floats) -> Floats:
+        """The largest magnitude is in 4..8 before e2m1 cuts it to 6, as the specification wants it."""
+        return np.abs(groups).max(axis=2) / np.float32(8)
+
+    def from_gguf(self, data: NDArray[np.uint8]) -> Parts:
+        codes, scales = self.blocks(data, 1)
+        return self.pack(codes, scales[:, :, 0])
+
+
+class NF4(Codebook):
+    """NormalFloat: quantiles of a normal distribution."""
+
+    name, table, kind, tried = "nf4", tuple(round(value * NF4_ONE) for value in NF4_TABLE), F32, (1.0,)
+
+    def fitting(self, columns: int) -> Quant:
+        return IQ4NL(BLOCK) if columns % self.group else self
+
+
+QUANTS = (IQ4NL(32), MXFP4(32), NF4(64))
+
+
+def make_pieces(quant: Codebook) -> "Pieces":
+    from edgellm.kernels.cpu.matmul.codebooks import codebook_code, make_codebook_dots
+    from edgellm.kernels.cpu.matmul.pieces import grouped_pieces
+    from edgellm.kernels.simd.arithmetic import choose_i32, f32_from_lane_bits, less, shift_left, splat_i32
+    from edgellm.kernels.simd.kernel import inlined
+    from edgellm.kernels.simd.memory import load_f16x16, load_f32x16, load_u8x16
+
+    @inlined
+    def load_e8m0(where: int) -> Any:
+        """`e8m0_halves`"""
+        e = load_u8x16(where)
+        small, normal = shift_left(e + splat_i32(1), 21), shift_left(e - splat_i32(1), 23)
+        return f32_from_lane_bits(choose_i32(less(e, splat_i32(2)), small, normal))
+
+    high = [(value + 128) >> 8 for value in quant.table]
+    low = [value - 256 * above for value, above in zip(quant.table, high, strict=True)]
+    tables = [[value + 128 for value in plane] for plane in (high, low) if any(plane)]
+    return grouped_pieces(
+        quant.record,
+        block_bytes=PANEL * BLOCK // 2,
+        make_dots=make_codebook_dots(tables),
+        code=codebook_code(tables),
+        load={F16: load_f16x16, F32: load_f32x16, E8M0: load_e8m0}[quant.kind],
+        size=np.dtype(quant.kind.dtype).itemsize,
+    )
+
+
+def entry_points() -> dict[str, Callable[..., None]]:
+    from edgellm.kernels.cpu.matmul.weights import weight_kernels
+
+    return {name: made for quant in QUANTS for name, made in weight_kernels(quant.kernel, make_pieces(quant)).items()}
