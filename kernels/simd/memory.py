@@ -226,6 +226,12 @@ def pause(b: Builder) -> None:
         call(b, "llvm.aarch64.hint", ir.VoidType(), I32(1))
 
 
+@operation(types.void)
+def forget_loads(b: Builder) -> None:
+    """What is loaded behind this is loaded once more, not kept in registers, or spilled, from before. No instruction."""
+    b.fence("acq_rel", "singlethread")
+
+
 @operation(types.int64)
 def cycles(b: Builder) -> Any:
     """The processor's clock, in ticks of its own."""

@@ -23,7 +23,7 @@ from edgellm.kernels.simd.arithmetic import (
 from edgellm.kernels.simd.dot import begin_8, dot_8
 from edgellm.kernels.simd.kernel import inlined
 from edgellm.kernels.simd.lookup import make_lookup
-from edgellm.kernels.simd.memory import broadcast_4_bytes, load_i32, load_i32x16, load_u8x64
+from edgellm.kernels.simd.memory import broadcast_4_bytes, forget_loads, load_i32, load_i32x16, load_u8x64
 from edgellm.kernels.simd.vectors import i32x16, u8x64
 
 Dots = Callable[..., Any]
@@ -43,8 +43,9 @@ def _codebook_dots(tables: Tables, halves: int, tokens: int) -> Dots:
     @inlined
     def dots(codes: int, x: int, meta: int) -> Any:
         dot = add_first(zero_dots(), codes, x, meta)
-        # The same registers take both tables' sums: a tile of 12 tokens has none for more.
+        # The same registers take both tables' sums: a tile of 12 tokens has none for more, nor for its activations.
         if has_two:
+            forget_loads()
             for i in range(halves * tokens):
                 dot = put(dot, i, shift_left(dot[i], 8))
             dot = add_last(dot, codes, x, meta)

@@ -3,9 +3,9 @@
 One output is  sum over runs, ascending:      fma(float(integer dot) * activation scale, weight scale, sum)
                and with minimums:             fma(min, activation scale * sum of codes, sum)
         and then  over outliers, ascending:   fma(weight code * weight scale, 128 * high part * activation scale, sum)
-in every tile, so that its bits do not depend on the tile. A run is a block of 32 inputs, or half of one. Outliers are few: outliers.py lists them, and adds them token
-by token where they are. (A branch in the loop over blocks, and all tokens of the tile behind it, made
-SmolLM2's prefill a third slower.)
+in every tile, so that its bits do not depend on the tile. A run is a block of 32 inputs, or half of one. Outliers are
+few: outliers.py lists them, and adds them token by token where they are. (A branch in the loop over blocks, and all
+tokens of the tile behind it, made SmolLM2's prefill a third slower.)
 """
 
 from collections.abc import Callable
