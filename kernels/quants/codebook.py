@@ -1,8 +1,9 @@
 """Codebooks of 16 entries: weight = scale * table[code], codes as nibbles (panels.py), a scale per row and group.
 
-    iq4_nl   integers of 8 bits, f16 per 32 inputs                     4.5 bits a weight    GGUF's IQ4_NL, exactly
-    mxfp4    twice the numbers of e2m1, e8m0 with a factor 1/2 per 32  4.25                 OCP Microscaling 1.0; GGUF's, exactly
-    nf4      16384 times NormalFloat, f32 absmax / 16384 per 64        4.5                  QLoRA, arXiv 2305.14314
+    iq4_nl    4.5 bits a weight     integers of 8 bits, f16 per 32 inputs; GGUF's IQ4_NL, exactly
+    mxfp4     4.25                  twice the numbers of e2m1, e8m0 per 32 with a factor 1/2; GGUF's MXFP4, exactly
+                                    (OCP Microscaling Formats 1.0)
+    nf4       4.5                   16384 times NormalFloat, f32 absmax / 16384 per 64 (QLoRA, arXiv 2305.14314)
 
 NormalFloat's numbers are rounded to 16384ths, so a weight is within 2^-15 of its group's largest of what bitsandbytes
 makes of it; INT8 activations are 2^-8 from theirs. A division by 2^14 changes no absmax.
@@ -40,6 +41,10 @@ class ScaleKind(NamedTuple):
     floats: Callable[[NDArray[Any]], Floats]
     nearest: Callable[[Floats], NDArray[Any]]
 
+    def room(self, groups: int) -> int:
+        """Groups that a row has room for: of bytes an even number, so that a panel's are a multiple of 64 bytes."""
+        return groups + groups % 2 if np.dtype(self.dtype).itemsize == 1 else groups
+
 
 def e8m0_halves(exponents: NDArray[np.uint8]) -> Floats:
     """2^(e - 128): e8m0 with the factor 1/2, whose first two numbers a float32 holds as subnormal ones."""
@@ -76,7 +81,7 @@ class Codebook(Quant):
 
     def parts(self, rows: int, columns: int) -> dict[str, PartSpec]:
         panels = padded_rows(rows) // PANEL
-        scales = PartSpec(self.kind.dtype, (panels, columns // self.group, PANEL))
+        scales = PartSpec(self.kind.dtype, (panels, self.kind.room(columns // self.group), PANEL))
         return {"codes": PartSpec(np.uint8, (panels, columns // BLOCK, PANEL * BLOCK // 2)), "scales": scales}
 
     def numbers(self) -> dict[str, int]:
@@ -84,14 +89,13 @@ class Codebook(Quant):
 
     def pack(self, codes: NDArray[np.uint8], scales: NDArray[Any]) -> Parts:
         """Codes uint8 [N][C] and scales [N][C/G] in natural order -> parts."""
-        return {
-            "codes": pack_nibbles(codes, self.table.index(min(self.table, key=abs))),
-            "scales": pack_per_row(scales),
-        }
+        groups, least = scales.shape[1], self.table.index(min(self.table, key=abs))
+        padded = np.pad(scales, ((0, 0), (0, self.kind.room(groups) - groups)))
+        return {"codes": pack_nibbles(codes, least), "scales": pack_per_row(padded)}
 
     def decode(self, parts: Mapping[str, NDArray[Any]], rows: int) -> Floats:
         values = np.array(self.table, np.float32)[unpack_nibbles(parts["codes"], rows)]
-        scales = self.kind.floats(unpack_per_row(parts["scales"], rows))
+        scales = self.kind.floats(unpack_per_row(parts["scales"], rows)[:, : values.shape[1] // self.group])
         decoded: Floats = values * np.repeat(scales, self.group, axis=1)
         return decoded
 
@@ -122,7 +126,7 @@ class Codebook(Quant):
         return order.astype(np.uint8)[np.searchsorted((entries[1:] + entries[:-1]) / 2, values)]
 
     def blocks(self, data: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """GGUF's blocks of 32 inputs, a scale of `size` bytes and 16 bytes of codes, of which the low nibbles come first.
+        """GGUF's blocks of 32 inputs: a scale of `size` bytes, 16 of codes, whose low nibbles are inputs 0..15.
 
         uint8 [N][bytes] -> codes [N][C], the bytes of scales [N][blocks][size]
         """
@@ -196,14 +200,11 @@ def make_pieces(quant: Codebook) -> "Pieces":
         small, normal = shift_left(e + splat_i32(1), 21), shift_left(e - splat_i32(1), 23)
         return f32_from_lane_bits(choose_i32(less(e, splat_i32(2)), small, normal))
 
-    high = [(value + 128) >> 8 for value in quant.table]
-    low = [value - 256 * above for value, above in zip(quant.table, high, strict=True)]
-    tables = [[value + 128 for value in plane] for plane in (high, low) if any(plane)]
     return grouped_pieces(
         quant.record,
         block_bytes=PANEL * BLOCK // 2,
-        make_dots=make_codebook_dots(tables),
-        code=codebook_code(tables),
+        make_dots=make_codebook_dots(quant.table),
+        code=codebook_code(quant.table),
         load={F16: load_f16x16, F32: load_f32x16, E8M0: load_e8m0}[quant.kind],
         size=np.dtype(quant.kind.dtype).itemsize,
     )

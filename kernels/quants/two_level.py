@@ -200,7 +200,7 @@ def _products(scales: NDArray[np.float16], steps: NDArray[np.int8]) -> Floats:
 
 
 def _two_levels(wanted: Floats, top: int, inputs: int) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
-    """Scales and steps, up to `top` in magnitude, whose products are nearest to what is wanted [N][groups of inputs]."""
+    """Scales, and steps up to `top` in magnitude, whose products are near what is wanted for groups of `inputs`."""
     blocks = wanted.reshape(len(wanted), -1, SUPER // inputs)
     scales = (np.abs(blocks).max(axis=2) / top).astype(np.float16)
     kept = scales.astype(np.float32)[:, :, None]

@@ -228,7 +228,7 @@ def pause(b: Builder) -> None:
 
 @operation(types.void)
 def forget_loads(b: Builder) -> None:
-    """What is loaded behind this is loaded once more, not kept in registers, or spilled, from before. No instruction."""
+    """What is loaded behind this is loaded once more, not kept from before, in registers or spilled; no instruction."""
     b.fence("acq_rel", "singlethread")
 
 

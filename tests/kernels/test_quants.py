@@ -154,3 +154,16 @@ def test_nf4_is_within_its_bound_of_normal_float() -> None:
     largest = np.abs(values).reshape(found.shape).max(axis=2, keepdims=True)
     error = np.abs((found / largest)[..., None] - np.array(NF4_TABLE)).min(axis=3)
     assert 0 < error.max() <= 2.0**-15 + 2 * ULP
+
+
+def test_an_odd_number_of_blocks(best: jit.Library) -> None:
+    """MXFP4 has 32 bytes of scales for each, and parts of files begin at multiples of 64."""
+    quant = quants()["mxfp4"]
+    parts = quant.exact["MXFP4"](random_blocks("MXFP4", ROWS, 96, np.random.default_rng(0)))
+    assert {name: part.shape for name, part in parts.items()} == {
+        name: spec.shape for name, spec in quant.parts(ROWS, 96).items()
+    }
+    assert all(part.nbytes % 64 == 0 for part in parts.values())
+    matrix, x = Matrix(best, quant, parts, ROWS, 96), random_rows(3)[:, :96]
+    np.testing.assert_allclose(matrix.times(x)[:, :ROWS], reference.matmul(x, matrix.dense), rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(matrix.embedded([0, 79]), matrix.dense[[0, 79]])

@@ -60,7 +60,8 @@ def grouped_pieces(
 ) -> Pieces:
     """The pieces of formats with a scale, and maybe a minimum, per group of 2^group_shift blocks.
 
-    They lie as [panel][group][32], `size` bytes each; `load` takes 16 of them from an address as floats.
+    They lie as [panel][group][32], `size` bytes each, those of one byte with room for an even number of groups; `load`
+    takes 16 of them from an address as floats.
     """
     scales, group_shift = record.scales, record.group_shift
     has_minimums = "mins" in record.names
@@ -69,7 +70,10 @@ def grouped_pieces(
     @inlined
     def open_panel(weight: int, panel: int, blocks: int) -> Any:
         shift = load_i64(weight + group_shift)
-        offset = panel * (blocks >> shift) * 32 * size
+        groups = blocks >> shift
+        if size == 1:
+            groups += groups & 1
+        offset = panel * groups * 32 * size
         return load_i64(weight + scales) + offset, load_i64(weight + mins) + offset, shift
 
     @inlined

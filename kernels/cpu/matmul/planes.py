@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from edgellm.kernels.cpu.matmul.dots import Dots, dot_pair
 from edgellm.kernels.simd.arithmetic import (
     bits_at,
     f32_from_i32,
@@ -14,12 +15,9 @@ from edgellm.kernels.simd.arithmetic import (
     with_upper_bits,
     zero_tile,
 )
-from edgellm.kernels.simd.dot import begin_4, dot_4, end_4
 from edgellm.kernels.simd.kernel import inlined
 from edgellm.kernels.simd.memory import broadcast_4_bytes, load_i32x16, load_u8x64, sum_of_16_bytes
 from edgellm.kernels.simd.vectors import i32x16, u8x64
-
-Dots = Callable[..., Any]
 
 
 def make_plane_dots(upper: int, zero_point: int) -> Callable[[int, int], Dots]:
@@ -54,9 +52,8 @@ def _plane_dots(upper: int, zero_point: int, halves: int, tokens: int) -> Dots:
                 x_low = broadcast_4_bytes(x + t * 32 + k * 4)
                 x_high = broadcast_4_bytes(x + t * 32 + (registers + k) * 4)
                 for h in range(halves):
-                    so_far = dot[h * tokens + t]
-                    d = dot_4(dot_4(begin_4(so_far), low[h], x_low), high[h], x_high)
-                    dot = put(dot, h * tokens + t, end_4(d, so_far))
+                    d = dot_pair(dot[h * tokens + t], low[h], x_low, high[h], x_high)
+                    dot = put(dot, h * tokens + t, d)
         return dot
 
     made: Dots = dots
