@@ -8,6 +8,7 @@ steps and min_steps int8 [panel][C/32 or C/16][32 row]. 4.625, 5.625 and 6.5625 
 keep steps of 6 bits, we in bytes. Products d * step * code have at most 24 bits, so a float32 holds them exactly.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from edgellm.kernels.cpu.matmul.pieces import Pieces
 
 SUPER = 256  # inputs that share d and dmin
+NIBBLES, FIFTEEN = np.array([[0], [4]], np.uint8), np.uint8(15)
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -45,6 +47,7 @@ class TwoLevel(Quant):
     inputs: ClassVar[int]  # that share a step
     zero_point: ClassVar[int]  # what a stored code stands for is code - zero_point
     has_minimums: ClassVar[bool]
+    otherwise: ClassVar[Quant]  # where 256 does not divide the columns: as many bits or more
 
     @property
     def name(self) -> str:
@@ -66,6 +69,21 @@ class TwoLevel(Quant):
         mins = {"mins": scales, "min_steps": steps} if self.has_minimums else {}
         return {"codes": codes, "scales": scales, "steps": steps, **mins}
 
+    @property
+    def exact(self) -> Mapping[str, Transcode]:
+        return {self.name.upper(): self.from_gguf}
+
+    def fitting(self, columns: int) -> Quant:
+        return self.otherwise.fitting(columns) if columns % SUPER else self
+
+    def integers(self, codes: Bytes) -> Floats:
+        """What codes [N][C] stand for and the scales multiply."""
+        return codes.astype(np.float32) - np.float32(self.zero_point)
+
+    @abstractmethod
+    def from_gguf(self, data: Bytes) -> Parts:
+        """Rows of GGUF's type of that name, uint8 [N][bytes]."""
+
     def pack(self, codes: Bytes, **scales: NDArray[Any]) -> Parts:
         """Codes uint8 [N][C] and the other parts [N][groups] in natural order -> parts."""
         packed = pack_nibbles(codes, 0) if self.bits == 4 else pack_planes(codes, self.bits - 4)
@@ -75,10 +93,12 @@ class TwoLevel(Quant):
         packed = parts["codes"]
         codes = unpack_nibbles(packed, rows) if self.bits == 4 else unpack_planes(packed, rows, self.bits - 4)
         natural = {name: unpack_per_row(part, rows) for name, part in parts.items() if name != "codes"}
-        groups = codes.reshape(rows, -1, self.inputs).astype(np.float32) - np.float32(self.zero_point)
-        values = groups * _products(natural["scales"], natural["steps"])[:, :, None]
+        values = (
+            self.integers(codes).reshape(rows, -1, self.inputs)
+            * products(natural["scales"], natural["steps"])[:, :, None]
+        )
         if self.has_minimums:
-            values -= _products(natural["mins"], natural["min_steps"])[:, :, None]
+            values -= products(natural["mins"], natural["min_steps"])[:, :, None]
         return values.reshape(rows, -1)
 
 
@@ -91,10 +111,10 @@ class WithMinimums(TwoLevel):
     def encode(self, values: Floats) -> Parts:
         """From the least entry of a group, or 0, to the greatest; the minimum is rounded before the scale is made."""
         groups, top = values.reshape(len(values), -1, self.inputs), (1 << self.bits) - 1
-        mins, min_steps = _two_levels(np.maximum(-groups.min(axis=2), 0), 63, self.inputs)
-        raised = groups + _products(mins, min_steps)[:, :, None]
-        scales, steps = _two_levels(np.maximum(raised.max(axis=2), 0) / top, 63, self.inputs)
-        codes = _codes(raised, _products(scales, steps), 0, top)
+        mins, min_steps = two_levels(np.maximum(-groups.min(axis=2), 0), 63, self.inputs)
+        raised = groups + products(mins, min_steps)[:, :, None]
+        scales, steps = two_levels(np.maximum(raised.max(axis=2), 0) / np.float32(top), 63, self.inputs)
+        codes = _codes(raised, products(scales, steps), 0, top)
         return self.pack(codes, scales=scales, steps=steps, mins=mins, min_steps=min_steps)
 
     def from_gguf(self, data: Bytes) -> Parts:
@@ -105,59 +125,43 @@ class WithMinimums(TwoLevel):
         blocks = data.reshape(len(data), -1, 16 + SUPER * self.bits // 8)
         steps, min_steps = _six_bits(blocks[:, :, 4:16])
         nibbles = blocks[:, :, -128:].reshape(*blocks.shape[:2], 4, 1, 32)
-        codes = nibbles >> np.array([[0], [4]], np.uint8) & 15
+        codes: Bytes = nibbles >> NIBBLES & FIFTEEN
         if self.bits == 5:
-            bits = blocks[:, :, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-            codes = codes | bits.reshape(codes.shape) << 4
-        scales, mins = (_f16(blocks[:, :, at : at + 2]) for at in (0, 2))
+            bits = blocks[:, :, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & np.uint8(1)
+            codes = codes | bits.reshape(codes.shape) << np.uint8(4)
+        scales, mins = (f16(blocks[:, :, at : at + 2]) for at in (0, 2))
         return self.pack(codes.reshape(len(data), -1), scales=scales, steps=steps, mins=mins, min_steps=min_steps)
 
 
 class Q4K(WithMinimums):
     """4 bits."""
 
-    bits = 4
+    bits, otherwise = 4, Int4Asym(BLOCK)
     record = Record(*WEIGHT_HEAD, "codes", "scales", "steps", "mins", "min_steps")
-
-    @property
-    def exact(self) -> Mapping[str, Transcode]:
-        return {"Q4_K": self.from_gguf}
-
-    def fitting(self, columns: int) -> Quant:
-        return Int4Asym(BLOCK).fitting(columns) if columns % SUPER else self
 
 
 class Q5K(WithMinimums):
     """5 bits."""
 
-    bits = 5
+    bits, otherwise = 5, Int8(BLOCK)
     record = Q4K.record
-
-    @property
-    def exact(self) -> Mapping[str, Transcode]:
-        return {"Q5_K": self.from_gguf}
-
-    def fitting(self, columns: int) -> Quant:
-        return Int8(BLOCK).fitting(columns) if columns % SUPER else self
 
 
 class Q6K(TwoLevel):
     """6 bits."""
 
-    bits, inputs, zero_point, has_minimums = 6, 16, 32, False
+    bits, inputs, zero_point, has_minimums, otherwise = 6, 16, 32, False, Int8(BLOCK)
     record = Record(*WEIGHT_HEAD, "codes", "scales", "steps")
-
-    @property
-    def exact(self) -> Mapping[str, Transcode]:
-        return {"Q6_K": self.from_gguf}
 
     @np.errstate(over="ignore", invalid="ignore")
     def encode(self, values: Floats) -> Parts:
         """The entry of largest magnitude of a group, whichever its sign, has the code 0."""
         groups = values.reshape(len(values), -1, self.inputs)
         peak = np.abs(groups).argmax(axis=2)[:, :, None]
-        scales, steps = _two_levels(np.take_along_axis(groups, peak, axis=2)[:, :, 0] / -32, 127, self.inputs)
-        return self.pack(_codes(groups, _products(scales, steps), 32, 63), scales=scales, steps=steps)
+        scales, steps = two_levels(
+            np.take_along_axis(groups, peak, axis=2)[:, :, 0] / np.float32(-32), 127, self.inputs
+        )
+        return self.pack(_codes(groups, products(scales, steps), 32, 63), scales=scales, steps=steps)
 
     def from_gguf(self, data: Bytes) -> Parts:
         """Blocks of 256 inputs: 128 bytes of nibbles, 64 of pairs of upper bits, 16 signed steps, d in f16.
@@ -166,17 +170,14 @@ class Q6K(TwoLevel):
         byte belongs to input r*32 + byte.
         """
         blocks = data.reshape(len(data), -1, 210)
-        nibbles = blocks[:, :, :128].reshape(*blocks.shape[:2], 2, 1, 64) >> np.array([[0], [4]], np.uint8) & 15
+        nibbles = blocks[:, :, :128].reshape(*blocks.shape[:2], 2, 1, 64) >> NIBBLES & FIFTEEN
         pairs = blocks[:, :, 128:192].reshape(*blocks.shape[:2], 2, 1, 32) >> np.array([[0], [2], [4], [6]], np.uint8)
-        codes = nibbles | (pairs & 3).reshape(nibbles.shape) << 4
+        codes: Bytes = nibbles | (pairs & np.uint8(3)).reshape(nibbles.shape) << np.uint8(4)
         steps = np.ascontiguousarray(blocks[:, :, 192:208]).view(np.int8).reshape(len(data), -1)
-        return self.pack(codes.reshape(len(data), -1), scales=_f16(blocks[:, :, 208:]), steps=steps)
-
-    def fitting(self, columns: int) -> Quant:
-        return Int8(BLOCK).fitting(columns) if columns % SUPER else self
+        return self.pack(codes.reshape(len(data), -1), scales=f16(blocks[:, :, 208:]), steps=steps)
 
 
-def _f16(data: Bytes) -> NDArray[np.float16]:
+def f16(data: Bytes) -> NDArray[np.float16]:
     return np.ascontiguousarray(data).view(np.float16)[:, :, 0]
 
 
@@ -192,14 +193,14 @@ def _six_bits(packed: Bytes) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
     return steps.reshape(len(packed), -1).view(np.int8), min_steps.reshape(len(packed), -1).view(np.int8)
 
 
-def _products(scales: NDArray[np.float16], steps: NDArray[np.int8]) -> Floats:
+def products(scales: NDArray[np.float16], steps: NDArray[np.int8]) -> Floats:
     """Scales [N][C/256] times steps [N][groups], float32 [N][groups], exactly."""
     repeated = np.repeat(scales.astype(np.float32), steps.shape[1] // scales.shape[1], axis=1)
     products: Floats = repeated * steps
     return products
 
 
-def _two_levels(wanted: Floats, top: int, inputs: int) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
+def two_levels(wanted: Floats, top: int, inputs: int) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
     """Scales, and steps up to `top` in magnitude, whose products are near what is wanted for groups of `inputs`."""
     blocks = wanted.reshape(len(wanted), -1, SUPER // inputs)
     scales = (np.abs(blocks).max(axis=2) / top).astype(np.float16)
@@ -212,7 +213,8 @@ def _codes(groups: Floats, scales: Floats, zero_point: int, highest: int) -> Byt
     """Groups [N][groups][inputs] in steps of their scales [N][groups] -> codes [N][C] in 0..highest."""
     steps = scales[:, :, None]
     codes = np.divide(groups, steps, out=np.zeros_like(groups), where=steps != 0)
-    return np.clip(np.rint(codes) + zero_point, 0, highest).astype(np.uint8).reshape(len(groups), -1)
+    rounded: Bytes = np.clip(np.rint(codes) + zero_point, 0, highest).astype(np.uint8)
+    return rounded.reshape(len(groups), -1)
 
 
 QUANTS = (Q4K(SUPER), Q5K(SUPER), Q6K(SUPER))
@@ -220,47 +222,16 @@ QUANTS = (Q4K(SUPER), Q5K(SUPER), Q6K(SUPER))
 
 def make_pieces(quant: TwoLevel) -> "Pieces":
     from edgellm.kernels.cpu.matmul.dots import make_nibble_dots
-    from edgellm.kernels.cpu.matmul.pieces import Pieces, nibble_code
+    from edgellm.kernels.cpu.matmul.pieces import nibble_code, two_level_pieces
     from edgellm.kernels.cpu.matmul.planes import make_plane_dots, plane_code
-    from edgellm.kernels.simd.arithmetic import splat_f32
-    from edgellm.kernels.simd.kernel import inlined
-    from edgellm.kernels.simd.memory import load_f16x16, load_i8x16, load_i64
-
-    record, runs, has_minimums = quant.record, BLOCK // quant.inputs, quant.has_minimums
-    scales, steps = record.scales, record.steps
-    mins, min_steps = (record.mins, record.min_steps) if has_minimums else (scales, steps)
-    shift = (SUPER // quant.inputs).bit_length() - 1  # of a run's number, for that of its 256 inputs
-    minus_one = np.float32(-1)
-
-    @inlined
-    def open_panel(weight: int, panel: int, blocks: int) -> Any:
-        first, second = panel * (blocks >> 3) * 64, panel * blocks * runs * 32
-        return (
-            load_i64(weight + scales) + first,
-            load_i64(weight + steps) + second,
-            load_i64(weight + mins) + first,
-            load_i64(weight + min_steps) + second,
-        )
-
-    @inlined
-    def scale(at: Any, run: int, half: int) -> Any:
-        return load_f16x16(at[0] + (run >> shift) * 64 + half * 32) * load_i8x16(at[1] + run * 32 + half * 16)
-
-    @inlined
-    def minimum(at: Any, run: int, half: int) -> Any:
-        size = load_f16x16(at[2] + (run >> shift) * 64 + half * 32) * load_i8x16(at[3] + run * 32 + half * 16)
-        return size * splat_f32(minus_one)
 
     upper, zero_point = quant.bits - 4, quant.zero_point
-    return Pieces(
+    return two_level_pieces(
+        quant.record,
         block_bytes=PANEL * BLOCK * quant.bits // 8,
-        codes=record.codes,
-        make_dots=make_plane_dots(upper, zero_point) if upper else make_nibble_dots(0),
-        open_panel=open_panel,
-        scale=scale,
-        minimum=minimum if has_minimums else None,
-        code=plane_code(upper, zero_point) if upper else nibble_code(0),
-        runs=runs,
+        make_dots=make_plane_dots(upper, zero_point) if upper else make_nibble_dots(zero_point),
+        code=plane_code(upper, zero_point) if upper else nibble_code(zero_point),
+        runs=BLOCK // quant.inputs,
     )
 
 

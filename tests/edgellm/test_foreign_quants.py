@@ -8,6 +8,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 import edgellm
+from edgellm.converters.convert import convert
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.engine.params import SamplingParams
 from edgellm.families import find_family
@@ -27,7 +28,7 @@ def random_weights(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray
     return blocks(values.std() / gguf.quants.dequantize(blocks(1.0), kind).std())
 
 
-@pytest.fixture(scope="module", params=["Q4_K Q6_K", "Q5_K Q6_K", "IQ4_NL Q6_K", "MXFP4 Q8_0"])
+@pytest.fixture(scope="module", params=["Q4_K Q6_K", "Q5_K Q6_K", "IQ4_NL IQ4_XS", "MXFP4 Q8_0"])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     body, embedding = request.param.split()
     quantize = gguf.quants.quantize
@@ -65,3 +66,20 @@ def test_the_model_is_what_its_reference_computes(source: Path, tmp_path: Path) 
             exact = find_family("llama").reference(packed.network, packed, text)
             errors.append(np.abs(model.logits(text) - exact).max() / exact.std())
     assert np.quantile(errors, 0.5) < 1e-5
+
+
+@pytest.mark.parametrize("width", [64, 256])
+@pytest.mark.parametrize("layout", ["q4_k", "nf4"])
+def test_a_format_of_choice(tmp_path: Path, layout: str, width: int) -> None:
+    """Where its groups do not divide the columns, another is taken; 4 bits are not given to the embedding."""
+    source = make_tiny_gguf(tmp_path / "tiny.gguf", width=width, body="Q8_0", ffn=96)
+    convert(source, tmp_path / "tiny.edgellm", layout=layout)
+    packed = open_packed(tmp_path / "tiny.edgellm")
+    found = {weight.quant.name for name, weight in packed.weights.items() if name != "embedding"}
+    others = {"q4_k": "int4-asym-g32", "nf4": "iq4_nl"}
+    assert found == {others[layout]} | ({layout} if width % 256 == 0 or layout == "nf4" else set())
+    assert packed.weights["embedding"].quant.name == "int8-g32"
+    assert not any("." in name and name.endswith((".codes", ".scales")) for name in packed.vectors)
+    with edgellm.load(tmp_path / "tiny.edgellm", threads=1) as model:
+        exact = find_family("llama").reference(packed.network, packed, [5, 6, 7])
+        assert np.abs(model.logits([5, 6, 7]) - exact).max() / exact.std() < 0.05

@@ -17,7 +17,7 @@ from tests.kernels.blocks import GGUF_TYPES, random_blocks
 from tests.kernels.products import Floats, Matrix
 
 ROWS, COLUMNS = 80, 512  # two panels and a half
-NAMES = ("q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "nf4")
+NAMES = ("q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "nf4")
 UNITS = (CORE, *(weight_unit(unit) for unit in dict.fromkeys(quants()[name].unit for name in NAMES)))
 COUNTS = (1, 2, 3, 7, 12, 13, 26)  # rows of activations: every height of tiles
 ULP = float(np.finfo(np.float32).eps)
@@ -108,7 +108,7 @@ def test_an_embedding_is_a_row_of_the_matrix(kernels: jit.Library, name: str) ->
 
 
 # Root mean square of the error on normal weights, by that of the weights
-ERRORS = {"q4_k": 0.080, "q5_k": 0.040, "q6_k": 0.020, "iq4_nl": 0.082, "mxfp4": 0.118, "nf4": 0.096}
+ERRORS = {"q4_k": 0.080, "q5_k": 0.040, "q6_k": 0.020, "iq4_nl": 0.082, "iq4_xs": 0.082, "mxfp4": 0.118, "nf4": 0.096}
 
 
 @pytest.mark.parametrize("name", NAMES)

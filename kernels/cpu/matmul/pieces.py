@@ -6,10 +6,12 @@ Nothing here depends on the shape of register tiles: tune.py times tiles of all 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from edgellm.kernels.ops import Record
-from edgellm.kernels.simd.arithmetic import bits_at, f32_from_i32, splat_i32
+from edgellm.kernels.simd.arithmetic import bits_at, f32_from_i32, splat_f32, splat_i32
 from edgellm.kernels.simd.kernel import inlined
-from edgellm.kernels.simd.memory import load_f16x16, load_i32x16, load_i64
+from edgellm.kernels.simd.memory import load_f16x16, load_i8x16, load_i32x16, load_i64
 
 
 class Pieces(NamedTuple):
@@ -85,3 +87,44 @@ def grouped_pieces(
         return load(at[1] + ((block >> at[2]) * 32 + half * 16) * size)
 
     return Pieces(block_bytes, record.codes, make_dots, open_panel, scale, minimum if has_minimums else None, code)
+
+
+def two_level_pieces(
+    record: Record,
+    *,
+    block_bytes: int,
+    make_dots: Callable[[int, int], Callable[..., Any]],
+    code: Callable[..., Any],
+    runs: int,
+) -> Pieces:
+    """The pieces of formats whose scales are an f16 per 256 inputs times an int8 per run.
+
+    They lie as [panel][256 inputs or run][32]; what is subtracted, where there is that, likewise. Both products are
+    exact: 11 bits times 8.
+    """
+    scales, steps, has_minimums = record.scales, record.steps, "mins" in record.names
+    mins, min_steps = (record.mins, record.min_steps) if has_minimums else (scales, steps)
+    shift = (8 * runs).bit_length() - 1  # of a run's number, for that of its 256 inputs
+    minus_one = np.float32(-1)
+
+    @inlined
+    def open_panel(weight: int, panel: int, blocks: int) -> Any:
+        first, second = panel * (blocks >> 3) * 64, panel * blocks * runs * 32
+        return (
+            load_i64(weight + scales) + first,
+            load_i64(weight + steps) + second,
+            load_i64(weight + mins) + first,
+            load_i64(weight + min_steps) + second,
+        )
+
+    @inlined
+    def scale(at: Any, run: int, half: int) -> Any:
+        return load_f16x16(at[0] + (run >> shift) * 64 + half * 32) * load_i8x16(at[1] + run * 32 + half * 16)
+
+    @inlined
+    def minimum(at: Any, run: int, half: int) -> Any:
+        size = load_f16x16(at[2] + (run >> shift) * 64 + half * 32) * load_i8x16(at[3] + run * 32 + half * 16)
+        return size * splat_f32(minus_one)
+
+    least = minimum if has_minimums else None
+    return Pieces(block_bytes, record.codes, make_dots, open_panel, scale, least, code, runs)
