@@ -2,9 +2,9 @@
 
 Run:  python benchmarks/versions.py FIRST/.venv/bin SECOND/.venv/bin MODEL [--rounds 7] [--prompt 512] [--generate 128]
 
-Each folder holds the programs of an environment in which a version is installed. A round is one `edgellm bench` and some
-starts of `edgellm run` of each, the first version first in every other round. Ratios are of the second version to the
-first: their median over the rounds, and the least and greatest. The machine should have nothing else to do.
+Each folder holds the programs of an environment in which a version is installed. A round is one `edgellm bench` and
+some starts of `edgellm run` of each, the first version first in every other round. Ratios are of the second version to
+the first: their median over the rounds, and the least and greatest. The machine should have nothing else to do.
 """
 
 import argparse
