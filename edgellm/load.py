@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from edgellm.backends.cpu.backend import CPUBackend
+from edgellm.backends import BACKENDS, load_backend
 from edgellm.engine.draft import DRAFT_KV_CACHE_DTYPE
 from edgellm.engine.model import Model
 from edgellm.errors import ModelNotFoundError, OptionError
@@ -23,6 +23,7 @@ def load(
     model: str | os.PathLike[str],
     *,
     context: int | None = None,
+    backend: str = "cpu",
     threads: int | None = None,
     isa: str | None = None,
     kv_cache_dtype: str = "bf16",
@@ -34,6 +35,8 @@ def load(
 ) -> Model:
     """Open a model of the store by name, a packed file, or a GGUF, which is packed into the cache first.
 
+    `backend` is "cpu", or "naive": plain NumPy, a row at a time in float64, which compiles nothing and heeds neither
+    `threads` nor `isa`; for tests, and to see what a model computes, slowly.
     `context` is the most tokens a text may have (None: what the model was trained for, up to 8192), `threads` how many
     work (None: the physical cores really available), `isa` restricts the kernels to a lesser instruction set.
     `kv_cache_dtype` "int8" keeps keys and values in 8.5 bits an entry: half the memory, for a slight loss.
@@ -46,6 +49,8 @@ def load(
 
     Errors: ModelNotFoundError, OptionError, FileFormatError, UnsupportedModelError, KernelError.
     """
+    if backend not in BACKENDS:
+        raise OptionError(f"backend {backend!r} must be one of: {', '.join(BACKENDS)}")
     if kv_cache_dtype not in kv_formats():
         raise OptionError(f"kv_cache_dtype {kv_cache_dtype!r} must be one of: {', '.join(kv_formats())}")
     processors = available_processors().count
@@ -57,7 +62,8 @@ def load(
     headers, kv_dtypes = [packed.header], [kv_cache_dtype]
     if draft_packed is not None:
         headers, kv_dtypes = [*headers, draft_packed.header], [*dict.fromkeys([kv_cache_dtype, DRAFT_KV_CACHE_DTYPE])]
-    made = CPUBackend.load(
+    made = load_backend(
+        backend,
         headers,
         kv_dtypes,
         cache_folder() / "kernels",

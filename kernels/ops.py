@@ -142,6 +142,7 @@ SAMPLER = Record(
     "tau", "eta", "mu", "next_mu", "follows", "seed", "draw",
     "tokens", "keys", "weights", "counts", "raw", "top_logprobs", "logprobs", "chosen",
 )  # fmt: skip
+XTC_STREAM = 0x5851F42D4C957F2D  # seed ^ this is XTC's own seed: its random numbers are not the draw's
 DRY_LONGEST = 64  # tokens; DRY takes a longer repetition for one of this length
 SAMPLER_PADDING = 32  # the kernel reads and writes whole vectors, and a few for itself
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.ops import CHUNK
+from edgellm.kernels.ops import CHUNK, DRY_LONGEST
 from edgellm.kernels.panels import BLOCK
 
 Array = NDArray[Any]
@@ -166,7 +166,8 @@ def min_p(logits: Array, p: float) -> Any:
 
 def xtc(logits: Array, threshold: float) -> Any:
     order = np.argsort(-logits, kind="stable")
-    reaching = order[probabilities(logits)[order] >= threshold]
+    likely = probabilities(logits)[order]
+    reaching = order[(likely >= threshold) & (likely > 0)]
     return _only(logits, np.setdiff1d(order, reaching[:-1]))
 
 
@@ -177,7 +178,7 @@ def temperature(logits: Array, t: float) -> Any:
 def mirostat(logits: Array, mu: float) -> Any:
     """`mu` in bits; after a draw, mu -= eta * (surprise of the token among those kept - tau)."""
     likely = probabilities(logits)
-    return _only(logits, likely >= min(2.0**-mu, likely.max()))
+    return _only(logits, likely >= min(2.0 ** -max(mu, 0.0), likely.max()))
 
 
 def penalize(
@@ -195,18 +196,16 @@ def penalize(
 def dry(
     logits: Array, text: list[int], *, multiplier: float, base: float, allowed_length: int, breakers: set[int]
 ) -> Any:
-    """Every token is tried: how much of the text's end, with the token behind it, was there before?"""
-    result = np.array(logits, np.float64)
-    for token in set(text) - breakers:
-        lengths = [
-            length
-            for length in range(1, min(len(text), 65))
-            if not breakers & set(text[-length:])
-            for start in range(len(text) - length)
-            if text[start : start + length + 1] == [*text[-length:], token]
-        ]
-        if lengths and max(lengths) >= allowed_length:
-            result[token] -= multiplier * base ** (max(lengths) - allowed_length)
+    """Every length is tried: where were that many tokens of the text's end before, and which token came behind them?"""
+    result, longest = np.array(logits, np.float64), dict[int, int]()
+    for length in range(1, min(len(text), DRY_LONGEST + 1)):
+        end = text[-length:]
+        if not breakers & set(end):
+            starts = [start for start in range(len(text) - length) if text[start : start + length] == end]
+            longest |= {text[start + length]: length for start in starts}
+    for token, length in longest.items():
+        if length >= allowed_length and token not in breakers:
+            result[token] -= multiplier * base ** (length - allowed_length)
     return result
 
 

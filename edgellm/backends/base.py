@@ -97,7 +97,7 @@ class Runner(Protocol):
 
     def read(self, mark: Mark) -> NDArray[np.float32]:
         """What goes into the operation at a mark, of the step that runs: [rows][D] into a layer, the stream that layers
-        add to; [rows][H*E] into attention, its queries.
+        add to; [rows][H*E] into attention, its queries, as the KV format prepares them.
         """
 
     def unembed(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -116,6 +116,7 @@ class Runner(Protocol):
 class Backend(Protocol):
     """A device."""
 
+    name: str  # as in BACKENDS; those of one name compute the same bits
     description: str  # for people: its instruction set, say
     threads: int  # that work on a step
     leaves_a_processor: bool  # for other threads of the process, while steps run

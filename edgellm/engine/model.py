@@ -60,7 +60,7 @@ class Model:
         layout = state_layout(packed.network, kv_formats()[kv_cache_dtype])
         rows = min(step_rows(packed.nbytes), context)
         self._cache = make_cache(layout, context=context, rows=rows, kv_memory=kv_memory, backend=backend)
-        named = identity(packed, layout.kv_format)
+        named = identity(packed, layout.kv_format, backend.name)
         self._store: BlockStore | None = None
         if prefix_cache is not None:  # before there are threads, which a folder of no use must not leave behind
             self._store = BlockStore(

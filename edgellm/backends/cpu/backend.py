@@ -19,6 +19,8 @@ from edgellm.packed.read import PackedModel
 class CPUBackend:
     """`threads` threads, of which the caller's is one, where `processors` are really available."""
 
+    name = "cpu"
+
     def __init__(self, library: Library, *, threads: int, processors: int) -> None:
         self._library, self._team = library, Team(library, threads, processors)
         self.leaves_a_processor = self._team.leaves_a_processor

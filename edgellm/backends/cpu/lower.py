@@ -137,7 +137,7 @@ class _Lowering:
             return Ref("weights", table[name].begin)
         quant = self._header.quants[name]
         parts = {part: Ref("weights", table[f"{name}.{part}"].begin) for part in quant.parts(PANEL, quant.group)}
-        kernels = {which: Kernel(f"{which}_{quant.unit}") for which in ops.WEIGHT_HEAD}
+        kernels = {which: Kernel(f"{which}_{quant.kernel}") for which in ops.WEIGHT_HEAD}
         return self._writer.record(quant.record, **kernels, **parts, **quant.numbers())
 
     def _state(self, layer: int) -> Ref:

@@ -101,9 +101,7 @@ class CPURunner:
         return self._all_logits[: self._step[LOGIT_COUNT]]
 
     def read(self, mark: Mark) -> NDArray[np.float32]:
-        """What goes into the operation at a mark, of the step that runs: [rows][D] into a layer, the stream that layers
-        add to; [rows][H*E] into attention, its queries.
-        """
+        """What goes into the operation at a mark: Runner.read."""
         op = self.graph.operations[self._marks[mark]]
         x = op.operands.get("q", op.operands.get("x"))
         assert isinstance(x, Value), op

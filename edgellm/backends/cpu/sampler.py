@@ -1,15 +1,15 @@
 """A request's sampling state, in the form that the sample kernel reads."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.backends.cpu.lower import float_bits
+from edgellm.backends.sampling import acting_samplers, check_tokens
 from edgellm.engine.logprobs import Logprobs
 from edgellm.engine.params import MAX_INT, SamplingParams
-from edgellm.errors import OptionError
 from edgellm.kernels import ops
 from edgellm.memory.buffers import address, elements
 
@@ -32,8 +32,8 @@ class Sampler:
 
         Errors: OptionError for a biased token or a breaker outside the vocabulary.
         """
-        _check_tokens("logit_bias", params.logit_bias, vocabulary)
-        _check_tokens("dry_sequence_breakers", breakers, vocabulary)
+        check_tokens("logit_bias", params.logit_bias, vocabulary)
+        check_tokens("dry_sequence_breakers", breakers, vocabulary)
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
         self._params, self._vocabulary = params, vocabulary
         self._draw = 0
@@ -43,8 +43,9 @@ class Sampler:
             [(token, np.float32(bias).view(np.int32)) for token, bias in params.logit_bias.items()], np.int32
         )
         self._breakers = _bit_mask(breakers, vocabulary)
-        self._chain = _chain(params)
-        self._reads_text = any(ops.SAMPLERS[code - 1] in ("penalties", "dry") for code in self._chain)
+        samplers = acting_samplers(params)
+        self._chain = [ops.SAMPLERS.index(name) + 1 for name in samplers]
+        self._reads_text = "penalties" in samplers or "dry" in samplers
         self._text = np.array(prompt if self._reads_text else (), np.int32)  # with room for more
         self._text_count = self._prompt_count = len(self._text)
         self._top_logprobs = -1 if params.logprobs is None else min(params.logprobs, vocabulary)
@@ -191,23 +192,6 @@ class _Record:
         return Logprobs(values[0], tuple((id_, value) for id_, value in zip(ids, values[1:], strict=True) if id_ >= 0))
 
 
-def _chain(params: SamplingParams) -> list[int]:
-    """Codes of the samplers that change something, in order."""
-    penalties = (params.repetition_penalty - 1, params.presence_penalty, params.frequency_penalty)
-    acts = {"penalties": any(penalties), "dry": params.dry_multiplier > 0}
-    draws, mirostat = params.temperature > 0, params.mirostat != 0
-    if draws:
-        acts["temperature"] = params.temperature != 1
-    if draws and not mirostat:
-        acts["top_k"] = params.top_k > 0
-        acts["typical_p"], acts["top_p"] = params.typical_p < 1, params.top_p < 1
-        acts["min_p"], acts["xtc"] = params.min_p > 0, params.xtc_probability > 0
-    names = [name for name in params.sampler_order if acts.get(name)]
-    if draws and mirostat:
-        names.append("mirostat")
-    return [ops.SAMPLERS.index(name) + 1 for name in names]
-
-
 def _last_n(count: int) -> int:
     return MAX_INT if count < 0 else count
 
@@ -217,9 +201,3 @@ def _bit_mask(tokens: Sequence[int], vocabulary: int) -> NDArray[np.int32]:
     bits = np.zeros(-(-vocabulary // 32) * 32, np.uint8)
     bits[list(tokens)] = 1
     return np.packbits(bits, bitorder="little").view(np.int32)
-
-
-def _check_tokens(option: str, tokens: Iterable[int], vocabulary: int) -> None:
-    outside = [token for token in tokens if token >= vocabulary]
-    if outside:
-        raise OptionError(f"{option} names token {outside[0]}, the vocabulary has {vocabulary}")

@@ -22,7 +22,7 @@ from edgellm.kernels.cpu.sampling.candidates import (
 from edgellm.kernels.cpu.sampling.logprobs import remember, write_logprobs
 from edgellm.kernels.cpu.sampling.penalties import apply_biases, ban, penalize, penalize_continuations
 from edgellm.kernels.cpu.sampling.truncate import LN_2, MU
-from edgellm.kernels.ops import SAMPLE, SAMPLER, SAMPLERS, STEP
+from edgellm.kernels.ops import SAMPLE, SAMPLER, SAMPLERS, STEP, XTC_STREAM
 from edgellm.kernels.simd.arithmetic import (
     choose,
     choose_i32,
@@ -54,7 +54,7 @@ ZERO, ONE = np.float32(0.0), np.float32(1.0)
 LARGEST_FACTOR = np.float32(1e30)  # for logits, which so stay finite at any temperature
 # SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014)
 GOLDEN, MIX_1, MIX_2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-XTC_STREAM = np.int64(0x5851F42D4C957F2D)  # what sets XTC's random numbers apart from the draw's
+OWN_STREAM = np.int64(XTC_STREAM)  # typed, since Numba compiles a kernel once more for a literal
 
 
 @kernel
@@ -118,7 +118,7 @@ def run_chain(sampler: int, logits: int, vocabulary: int) -> int:
         elif code == MIN_P:
             kept = truncate.min_p(sampler, logits, vocabulary, kept)
         elif code == XTC:
-            chance = uniform(load_i64(sampler + SEED) ^ XTC_STREAM, load_i64(sampler + DRAW))
+            chance = uniform(load_i64(sampler + SEED) ^ OWN_STREAM, load_i64(sampler + DRAW))
             if chance < np.float64(load_f32(sampler + XTC_PROBABILITY)):
                 truncate.exclude_top_choices(sampler, logits, vocabulary, kept)
         elif code == HEAT:

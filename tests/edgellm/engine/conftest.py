@@ -19,10 +19,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_gguf(tmp_path_factory.mktemp("engine") / "tiny.gguf", layers=1)
 
 
+on_both_backends = pytest.mark.parametrize("backend", ["cpu", "naive"])
+
+
 @pytest.fixture
-def model(path: Path, _session_home: None) -> Iterator[Model]:
+def backend() -> str:
+    """What a test's model runs on, unless the test is `on_both_backends`."""
+    return "cpu"
+
+
+@pytest.fixture
+def model(path: Path, backend: str, _session_home: None) -> Iterator[Model]:
     """For one test; at its end all memory must be free, and the books balance."""
-    with edgellm.load(path, threads=2, context=CONTEXT) as model:
+    with edgellm.load(path, backend=backend, threads=2, context=CONTEXT) as model:
         free = model.num_free_blocks
         yield model
         assert model.num_free_blocks == free, "somebody still holds memory"

@@ -93,9 +93,9 @@ def answer(model: Model, asked: Asked) -> Given:
     return given(stream, list(stream))
 
 
-def answer_alone(path: Path, asked: Asked, kv_cache_dtype: str = "bf16") -> Given:
+def answer_alone(path: Path, asked: Asked, **options: str) -> Given:
     """By an engine that never had another request, without drafts."""
-    with edgellm.load(path, threads=1, context=CONTEXT, kv_cache_dtype=kv_cache_dtype) as model:
+    with edgellm.load(path, threads=1, context=CONTEXT, **options) as model:
         return answer(model, replace(asked, params=replace(asked.params, speculation="off")))
 
 

@@ -12,7 +12,7 @@ from edgellm.backends.base import Rows
 from edgellm.engine import model as model_module
 from edgellm.engine.logprobs import Logprobs, mean_logprob
 from edgellm.errors import OptionError
-from tests.edgellm.engine.conftest import before_steps
+from tests.edgellm.engine.conftest import before_steps, on_both_backends
 from tests.edgellm.engine.requests import CONTEXT, HAS_CONSTRAINTS, Asked, answer_alone, given, random_requests
 
 TEXT = [3 + 11 * place * place % 260 for place in range(CONTEXT - 40)]
@@ -37,10 +37,10 @@ def asked(number: int, prompt: list[int] = TEXT, params: SamplingParams = PARAMS
     return Asked(prompt, replace(params, seed=seed), 0, None)
 
 
-def small(path: Path, blocks: int) -> Model:
-    with edgellm.load(path, threads=1) as model:
+def small(path: Path, blocks: int, backend: str) -> Model:
+    with edgellm.load(path, backend=backend, threads=1) as model:
         nbytes = blocks * model.block_bytes
-    return edgellm.load(path, threads=2, context=CONTEXT, kv_memory=nbytes)
+    return edgellm.load(path, backend=backend, threads=2, context=CONTEXT, kv_memory=nbytes)
 
 
 @pytest.mark.parametrize("step_rows", [256, 40, 7, 1])
@@ -60,6 +60,7 @@ def test_the_prompt_is_computed_once(
         model.check_integrity()
 
 
+@on_both_backends
 def test_answers_share_the_memory_of_the_prompt(model: Model) -> None:
     """Three full blocks for all, and one for each in which they differ."""
     free = model.num_free_blocks
@@ -73,21 +74,25 @@ def test_answers_share_the_memory_of_the_prompt(model: Model) -> None:
         assert free - model.num_free_blocks == (3 + 8 - count if count < 8 else 0)
 
 
+@on_both_backends
 @pytest.mark.parametrize("speculation", ["off", "on", "auto"])
-def test_each_is_the_answer_of_its_request_alone(path: Path, model: Model, speculation: str) -> None:
+def test_each_is_the_answer_of_its_request_alone(path: Path, model: Model, backend: str, speculation: str) -> None:
     """Of requests of every kind, constraints among them."""
-    for kind in random_requests(60, seed=5):
+    for kind in random_requests(60 if backend == "cpu" else 3, seed=5):
         params = replace(kind.params, speculation=speculation)  # type: ignore[arg-type]
         streams = model.generate_n(kind.prompt, params, 3)
         for number, stream in enumerate(streams):
-            assert given(stream, list(stream)) == answer_alone(path, asked(number, kind.prompt, params)), kind
+            alone = answer_alone(path, asked(number, kind.prompt, params), backend=backend)
+            assert given(stream, list(stream)) == alone, kind
 
 
+@on_both_backends
 @pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
-def test_each_keeps_to_a_constraint_that_forces_its_beginning(path: Path, model: Model) -> None:
+def test_each_keeps_to_a_constraint_that_forces_its_beginning(path: Path, model: Model, backend: str) -> None:
     params = replace(PARAMS, constraint=Regex("the on[a-f]{8}"), speculation="on")
     for number, stream in enumerate(model.generate_n(TEXT[:50], params, 4)):
-        assert given(stream, list(stream)) == answer_alone(path, asked(number, TEXT[:50], params))
+        alone = answer_alone(path, asked(number, TEXT[:50], params), backend=backend)
+        assert given(stream, list(stream)) == alone
         assert stream.text.startswith("the on")
 
 
@@ -110,15 +115,16 @@ def test_closing_one_leaves_the_others(
     assert answers == [answer_alone(path, asked(number)) for number in (1, 2, 3)]
 
 
+@on_both_backends
 @pytest.mark.parametrize("blocks", [6, 7, 9])
-def test_answers_that_take_each_others_memory_equal_each_alone(path: Path, blocks: int) -> None:
+def test_answers_that_take_each_others_memory_equal_each_alone(path: Path, backend: str, blocks: int) -> None:
     params = replace(PARAMS, max_tokens=40)
-    with small(path, blocks) as model:
+    with small(path, blocks, backend) as model:
         streams = model.generate_n(TEXT, params, 4)
         answers = [given(stream, list(stream)) for stream in streams]
         assert model.num_free_blocks == blocks
         model.check_integrity()
-    assert answers == [answer_alone(path, asked(number, params=params)) for number in range(4)]
+    assert answers == [answer_alone(path, asked(number, params=params), backend=backend) for number in range(4)]
 
 
 def test_a_request_that_comes_while_the_same_prompt_is_answered_finds_all_of_it(
@@ -153,12 +159,14 @@ def test_the_best_has_the_highest_logprobs_on_average(model: Model) -> None:
     assert model.best_of(TEXT, replace(params, logprobs=2), 10).logprobs == expected.logprobs
 
 
+@on_both_backends
 def test_of_equals_the_first_is_the_best(model: Model) -> None:
     greedy = SamplingParams(max_tokens=5, seed=3)
     best = model.best_of(TEXT, greedy, 4)
     assert best.seed == 3 and best.ids == [piece.id for piece in model.generate(TEXT, greedy)]
 
 
+@on_both_backends
 @pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
 def test_forced_tokens_have_no_logprobs_and_do_not_count(model: Model) -> None:
     assert mean_logprob([None, Logprobs(-1.0), None, Logprobs(-3.0)]) == -2.0

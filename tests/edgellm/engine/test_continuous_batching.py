@@ -19,7 +19,7 @@ from edgellm.engine.stream import Stream
 from edgellm.errors import ContextLengthError, GrammarError
 from edgellm.memory.pool import KVMemoryError
 from edgellm.memory.prefix import PrefixCache
-from tests.edgellm.engine.conftest import before_steps
+from tests.edgellm.engine.conftest import before_steps, on_both_backends
 from tests.edgellm.engine.requests import CONTEXT, HAS_CONSTRAINTS
 
 PROMPT = [5, 80, 90, 100, 7]
@@ -143,15 +143,16 @@ def test_a_request_cancelled_during_a_step_is_in_no_further_one(
     other.close()
 
 
-def small(path: Path, blocks: int, context: int = CONTEXT) -> Model:
-    with edgellm.load(path, threads=1) as model:
+def small(path: Path, blocks: int, context: int = CONTEXT, backend: str = "cpu") -> Model:
+    with edgellm.load(path, backend=backend, threads=1) as model:
         nbytes = blocks * model.block_bytes
-    return edgellm.load(path, threads=2, context=context, kv_memory=nbytes)
+    return edgellm.load(path, backend=backend, threads=2, context=context, kv_memory=nbytes)
 
 
-def test_where_memory_is_short_the_highest_priority_goes_first(path: Path) -> None:
+@on_both_backends
+def test_where_memory_is_short_the_highest_priority_goes_first(path: Path, backend: str) -> None:
     """Three that need four blocks each, in six: whoever came first, and the highest before it."""
-    with small(path, 6) as model:
+    with small(path, 6, backend=backend) as model:
         params = replace(FOREVER, max_tokens=20)
         streams = [model.generate(longest(seed, 100), params, priority=seed // 2) for seed in range(3)]
         order = []
@@ -163,8 +164,9 @@ def test_where_memory_is_short_the_highest_priority_goes_first(path: Path) -> No
         assert model.num_free_blocks == 6
 
 
-def test_priority_decides_who_is_in_a_full_batch(path: Path) -> None:
-    with small(path, 64) as model:
+@on_both_backends
+def test_priority_decides_who_is_in_a_full_batch(path: Path, backend: str) -> None:
+    with small(path, 64, backend=backend) as model:
         params = replace(FOREVER, max_tokens=3)
         low = [model.generate(longest(seed, 3), params) for seed in range(40)]
         high = [model.generate(longest(seed, 3), params, priority=1) for seed in range(40, 50)]
@@ -186,8 +188,9 @@ def test_nobody_waits_for_the_prefix_of_one_that_does_not_run(small_steps: int, 
         assert [len(list(stream)) for stream in [*high, low]] == [2] * 41
 
 
-def test_a_prompt_that_can_never_fit_is_refused_at_once(path: Path) -> None:
-    with small(path, 2) as model:
+@on_both_backends
+def test_a_prompt_that_can_never_fit_is_refused_at_once(path: Path, backend: str) -> None:
+    with small(path, 2, backend=backend) as model:
         with pytest.raises(KVMemoryError, match=r"65 tokens need 3 KV blocks, there are 2; .*kv_memory"):
             model.generate(longest(6, 65))
         assert len(list(model.generate(longest(6, 64), replace(FOREVER, max_tokens=1)))) == 1, "64 do fit"
@@ -197,8 +200,9 @@ def test_a_prompt_that_can_never_fit_is_refused_at_once(path: Path) -> None:
         assert model.num_free_blocks == 2
 
 
-def test_a_full_context_is_an_error_an_end_or_a_shift(path: Path) -> None:
-    with edgellm.load(path, threads=2, context=64) as model:
+@on_both_backends
+def test_a_full_context_is_an_error_an_end_or_a_shift(path: Path, backend: str) -> None:
+    with edgellm.load(path, backend=backend, threads=2, context=64) as model:
         with pytest.raises(ContextLengthError):
             model.generate(longest(7, 60), replace(FOREVER, max_tokens=6))
         stopped = model.generate(longest(7, 60), replace(FOREVER, max_tokens=6, context_policy="stop"))
@@ -209,9 +213,10 @@ def test_a_full_context_is_an_error_an_end_or_a_shift(path: Path) -> None:
         assert shifted.usage.num_completion_tokens == 100
 
 
+@on_both_backends
 @pytest.mark.parametrize("keep", [0, 7, 1000])
-def test_a_shifted_text_goes_on_like_a_fresh_request_on_it(path: Path, keep: int) -> None:
-    with edgellm.load(path, threads=2, context=64) as model:
+def test_a_shifted_text_goes_on_like_a_fresh_request_on_it(path: Path, backend: str, keep: int) -> None:
+    with edgellm.load(path, backend=backend, threads=2, context=64) as model:
         params = SamplingParams(max_tokens=30, context_policy="shift", context_keep=keep, logit_bias={2: -1000.0})
         prompt = longest(8, 50)
         stream = model.generate(prompt, params)
@@ -224,8 +229,9 @@ def test_a_shifted_text_goes_on_like_a_fresh_request_on_it(path: Path, keep: int
         assert stream.ids[15:] == fresh.ids
 
 
-def test_a_prompt_beyond_context_and_memory_is_shifted_first(path: Path) -> None:
-    with small(path, 2, context=64) as model:
+@on_both_backends
+def test_a_prompt_beyond_context_and_memory_is_shifted_first(path: Path, backend: str) -> None:
+    with small(path, 2, context=64, backend=backend) as model:
         text = longest(9, 300)
         stream = model.generate(text, SamplingParams(max_tokens=20, context_policy="shift"))
         fresh = model.generate(text[-32:], SamplingParams(max_tokens=20))
@@ -233,6 +239,7 @@ def test_a_prompt_beyond_context_and_memory_is_shifted_first(path: Path) -> None
         assert stream.usage.num_dropped_tokens == 300 - 32
 
 
+@on_both_backends
 def test_the_prefix_cache_hears_exactly_what_was_computed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more tokens than the text has: not where a stop text ends it within a draft that was right."""
     end, heard = PrefixCache.end, []
@@ -265,6 +272,7 @@ def test_what_another_program_took_is_no_cost_of_a_step(model: Model, monkeypatc
     assert max(model.engine.costs.seconds(0)) < 0.05
 
 
+@on_both_backends
 @pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
 def test_a_constraint_that_fails_ends_its_own_request_only(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare, calls = Masks.prepare, iter(range(100))
@@ -283,6 +291,7 @@ def test_a_constraint_that_fails_ends_its_own_request_only(model: Model, monkeyp
     assert len(bad.ids) == 3
 
 
+@on_both_backends
 @pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
 def test_timings_of_a_forced_beginning_are_of_its_computation(model: Model) -> None:
     stream: Stream = model.generate(PROMPT, SamplingParams(constraint=Regex("the on(a|b)cd")))
@@ -292,6 +301,7 @@ def test_timings_of_a_forced_beginning_are_of_its_computation(model: Model) -> N
     assert stream.timings.first_token_ms and stream.timings.prefill_tokens_per_second
 
 
+@on_both_backends
 def test_timings_and_usage_count_what_was_done(model: Model) -> None:
     stream = model.generate(longest(10, 50), replace(FOREVER, max_tokens=30))
     list(stream)

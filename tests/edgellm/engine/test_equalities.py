@@ -25,12 +25,27 @@ from tests.edgellm.engine.requests import (
 )  # fmt: skip
 
 REQUESTS = random_requests(1000, seed=1)
-FEW = REQUESTS[:200]  # for what is tried in many ways
+FEW = REQUESTS[:200]
+NAIVE = REQUESTS[:20]  # for the backend that takes its time
+only_on_cpu = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=["cpu", "naive"])
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="module")
-def alone(path: Path, _session_home: None) -> list[Given]:
-    return [answer_alone(path, asked) for asked in REQUESTS]
+def requests(backend: str) -> list[Asked]:
+    """What is tried in many ways."""
+    return FEW if backend == "cpu" else NAIVE[:8]
+
+
+@pytest.fixture(scope="module")
+def alone(path: Path, backend: str, _session_home: None) -> list[Given]:
+    asked = REQUESTS if backend == "cpu" else NAIVE
+    return [answer_alone(path, one, backend=backend) for one in asked]
 
 
 def run_together(path: Path, requests: list[Asked], *, streams: int = 8, **options: object) -> list[Given]:
@@ -48,6 +63,7 @@ def kv_bytes(path: Path, blocks: int) -> int:
         return blocks * model.block_bytes
 
 
+@only_on_cpu
 def test_the_requests_are_of_every_kind(alone: list[Given]) -> None:
     """Else the equalities below would say little."""
     reasons = Counter(given.finish_reason for given in alone)
@@ -56,47 +72,58 @@ def test_the_requests_are_of_every_kind(alone: list[Given]) -> None:
     assert len({given.text for given in alone}) > 500
 
 
-def test_a_thousand_requests_together_equal_each_alone(path: Path, alone: list[Given]) -> None:
-    assert_equal(REQUESTS, run_together(path, REQUESTS, threads=2, streams=14), alone)
+def test_a_thousand_requests_together_equal_each_alone(path: Path, backend: str, alone: list[Given]) -> None:
+    """On the naive backend twenty."""
+    requests = REQUESTS[: len(alone)]
+    assert_equal(requests, run_together(path, requests, backend=backend, threads=2, streams=14), alone)
 
 
+@only_on_cpu
 @pytest.mark.parametrize("threads", [1, 3, 8])
 def test_threads_do_not_change_a_bit(path: Path, alone: list[Given], threads: int) -> None:
     assert_equal(FEW, run_together(path, FEW, threads=threads), alone[: len(FEW)])
 
 
-def test_an_int8_cache_gives_the_same_together_and_alone(path: Path, _session_home: None) -> None:
-    kind = "int8"
-    alone = [answer_alone(path, asked, kind) for asked in FEW]
-    assert_equal(FEW, run_together(path, FEW, threads=2, kv_cache_dtype=kind), alone)
+def test_an_int8_cache_gives_the_same_together_and_alone(
+    path: Path, backend: str, requests: list[Asked], _session_home: None
+) -> None:
+    kind = {"kv_cache_dtype": "int8", "backend": backend}
+    alone = [answer_alone(path, asked, **kind) for asked in requests]
+    assert_equal(requests, run_together(path, requests, threads=2, **kind), alone)
 
 
 @pytest.mark.parametrize("blocks", [6, 7, 12])
-def test_requests_that_take_each_others_memory_equal_each_alone(path: Path, alone: list[Given], blocks: int) -> None:
+def test_requests_that_take_each_others_memory_equal_each_alone(
+    path: Path, backend: str, requests: list[Asked], alone: list[Given], blocks: int
+) -> None:
     """Memory for hardly more than one of the 24 that want some."""
-    together = run_together(path, FEW, threads=2, kv_memory=kv_bytes(path, blocks))
-    assert_equal(FEW, together, alone[: len(FEW)])
+    together = run_together(path, requests, backend=backend, threads=2, kv_memory=kv_bytes(path, blocks))
+    assert_equal(requests, together, alone[: len(requests)])
 
 
 @pytest.mark.parametrize("rows", [1, 5, 20, 60])
 def test_chunks_of_prompts_equal_the_whole(
-    path: Path, alone: list[Given], rows: int, monkeypatch: pytest.MonkeyPatch
+    path: Path, backend: str, requests: list[Asked], alone: list[Given], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_module, "step_rows", lambda nbytes: rows)
-    assert_equal(FEW, run_together(path, FEW, threads=2, streams=14), alone[: len(FEW)])
+    together = run_together(path, requests, backend=backend, threads=2, streams=14)
+    assert_equal(requests, together, alone[: len(requests)])
 
 
-def test_drafts_change_no_text(path: Path, alone: list[Given], _session_home: None) -> None:
+def test_drafts_change_no_text(
+    path: Path, backend: str, requests: list[Asked], alone: list[Given], _session_home: None
+) -> None:
     """Greedy and sampled, one after the other, where drafts are longest; and many of them are right."""
     accepted = 0
-    with edgellm.load(path, threads=2, context=CONTEXT) as model:
-        for asked, expected in zip(FEW, alone, strict=False):
+    with edgellm.load(path, backend=backend, threads=2, context=CONTEXT) as model:
+        for asked, expected in zip(requests, alone, strict=False):
             stream = model.generate(asked.prompt, replace(asked.params, speculation="on"))
             assert list(stream) == expected.pieces, asked
             accepted += stream.usage.num_accepted_tokens
-    assert accepted > 100
+    assert accepted > len(requests) / 2
 
 
+@only_on_cpu
 @pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
 def test_drafts_that_reach_what_a_constraint_forces_change_no_text(model: Model) -> None:
     """What is forced takes no draw, drafted or not; the prompt has the form already, so that drafts reach far."""
@@ -111,6 +138,7 @@ def test_drafts_that_reach_what_a_constraint_forces_change_no_text(model: Model)
     assert drafted > 20
 
 
+@only_on_cpu
 def test_drafts_do_not_change_how_often_tokens_are_drawn(model: Model) -> None:
     """Chi-squared, of the token behind a draft that is often wrong, over seeds; the prompt repeats itself."""
     draws = 250
@@ -135,8 +163,8 @@ def test_drafts_do_not_change_how_often_tokens_are_drawn(model: Model) -> None:
     assert ((table - expected) ** 2 / expected).sum() < 16.3  # three degrees of freedom: once in a thousand times
 
 
-def test_the_same_request_twice_gives_the_same(model: Model) -> None:
-    for asked in FEW[:50]:
+def test_the_same_request_twice_gives_the_same(model: Model, requests: list[Asked]) -> None:
+    for asked in requests[: len(requests) // 4]:
         assert answer(model, asked) == answer(model, asked)
 
 

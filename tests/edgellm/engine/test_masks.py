@@ -15,6 +15,7 @@ from edgellm.backends.cpu.runner import CPURunner
 from edgellm.engine import masks
 from edgellm.engine.constrain import Matcher, Regex
 from edgellm.errors import GrammarError
+from tests.edgellm.engine.conftest import on_both_backends
 from tests.edgellm.engine.requests import CONSTRAINTS, HAS_CONSTRAINTS, Asked, answer, answer_together, given
 
 pytestmark = pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
@@ -71,6 +72,7 @@ def test_so_are_all_where_no_processor_is_left(model: Model, writers: list[str])
     assert set(writers) == {threading.current_thread().name}
 
 
+@on_both_backends
 def test_answers_are_the_same_alone_and_together(model: Model, writers: list[str]) -> None:
     beside = [answer(model, asked) for asked in ASKED]
     together = answer_together(model, ASKED)

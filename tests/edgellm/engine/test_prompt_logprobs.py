@@ -13,6 +13,7 @@ from edgellm.engine import request as request_module
 from edgellm.engine.logprobs import logprobs_of
 from edgellm.engine.sizes import MAX_LOGIT_ROWS
 from edgellm.inspect.probe import Observation
+from tests.edgellm.engine.conftest import on_both_backends
 from tests.edgellm.engine.requests import CONTEXT, HAS_CONSTRAINTS, given
 
 TEXT = [3 + 13 * place * place % 260 for place in range(CONTEXT - 30)]
@@ -40,6 +41,7 @@ def test_they_are_those_of_teacher_forcing_in_chunks_of_any_length(
         assert pieces == list(model.generate(TEXT[:length], PLAIN))
 
 
+@on_both_backends
 @pytest.mark.parametrize("top_n", [0, 1, 20])
 def test_as_many_of_the_likeliest_come_as_were_asked_for(model: Model, top_n: int) -> None:
     stream = model.generate(TEXT[:40], replace(PARAMS, prompt_logprobs=top_n, logprobs=2))
@@ -69,6 +71,7 @@ def test_they_are_the_same_in_company(path: Path, steps: list[list[Rows]]) -> No
         assert texts == [given(stream, list(stream)) for stream in alone]
 
 
+@on_both_backends
 def test_such_a_prompt_reads_no_cache_but_fills_it(model: Model) -> None:
     for _ in range(2):
         stream = model.generate(TEXT[:75], PARAMS)
@@ -90,13 +93,14 @@ def test_another_waits_for_such_a_prompt_but_it_waits_for_none(model: Model, ste
     assert (scored.usage.num_cached_tokens, other.usage.num_cached_tokens) == (0, len(TEXT) - 1)
 
 
+@on_both_backends
 @pytest.mark.parametrize("blocks", [6, 7, 11])
-def test_they_are_the_same_where_memory_is_taken_back(path: Path, blocks: int) -> None:
+def test_they_are_the_same_where_memory_is_taken_back(path: Path, backend: str, blocks: int) -> None:
     """What a prompt loses is computed again, and nothing is there twice."""
-    with edgellm.load(path, threads=1) as model:
+    with edgellm.load(path, backend=backend, threads=1) as model:
         nbytes = blocks * model.block_bytes
-    with edgellm.load(path, threads=2, context=CONTEXT, kv_memory=nbytes) as model:
-        prompts = [[5 + number, *TEXT[:150]] for number in range(5)]
+    with edgellm.load(path, backend=backend, threads=2, context=CONTEXT, kv_memory=nbytes) as model:
+        prompts = [[5 + number, *TEXT[:150]] for number in range(5 if backend == "cpu" else 2)]
         streams = [model.generate(prompt, PARAMS, priority=number % 2) for number, prompt in enumerate(prompts)]
         for stream in streams:
             list(stream)
@@ -104,6 +108,7 @@ def test_they_are_the_same_where_memory_is_taken_back(path: Path, blocks: int) -
         model.check_integrity()
 
 
+@on_both_backends
 def test_they_are_the_same_behind_an_interrupt(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of whoever drives, while those of another are read; the step is taken back, and computed again."""
     with model.generate(TEXT[:50], PARAMS) as driver, model.generate(TEXT[1:], PARAMS) as stream:
@@ -134,6 +139,7 @@ def test_answers_to_one_prompt_show_the_same(model: Model, steps: list[list[Rows
     assert model.best_of(TEXT[:100], PARAMS, 3).prompt_logprobs == wanted
 
 
+@on_both_backends
 @pytest.mark.skipif(not HAS_CONSTRAINTS, reason="llguidance is not installed")
 def test_forced_tokens_of_the_answer_are_not_the_prompts(model: Model) -> None:
     stream = model.generate(TEXT[:50], replace(PARAMS, constraint=Regex("the on[ab]")))
@@ -142,6 +148,7 @@ def test_forced_tokens_of_the_answer_are_not_the_prompts(model: Model) -> None:
     assert len(stream.logprobs) == len(stream.ids)
 
 
+@on_both_backends
 def test_a_probe_sees_the_same_beside_them(model: Model) -> None:
     seen: list[Observation] = []
     stream = model.generate(TEXT, replace(PARAMS, max_tokens=2), probe=Probe(seen.append, logits=True))
