@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm.backends.base import Rows, run_step
-from edgellm.backends.cpu.runner import CPURunner
+from edgellm.backends.base import Rows, Runner, run_step
+from edgellm.backends.naive.backend import NaiveBackend
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.kernels import jit
 from edgellm.memory.disk.store import BlockStore
@@ -18,18 +18,23 @@ from edgellm.packed.read import open_packed
 from tests.edgellm.prefix_requests import MODEL, changed
 from tests.edgellm.test_equalities import TOKENS, kv_cache_dtype, runner
 
+Run = tuple[Runner, KVCache]
 
-@pytest.fixture(scope="module")
-def run(library: jit.Library, tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
-    tuple[CPURunner, KVCache]
-]:  # fmt: skip
+
+@pytest.fixture(scope="module", params=["cpu", "naive"])
+def run(
+    request: pytest.FixtureRequest, library: jit.Library, tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Run]:
     packed = open_packed(pack_on_the_fly(tiny_gguf, tmp_path_factory.mktemp("prefix")))
     assert kv_cache_dtype(packed) == "bf16"
-    with runner(library, packed) as made:
-        yield made
+    with runner(library, packed) as (cpu, cache):
+        if request.param == "cpu":
+            yield cpu, cache
+        else:
+            yield NaiveBackend().open(packed, cache, context=512, max_rows=320, max_logit_rows=320), cache
 
 
-def answer(run: tuple[CPURunner, KVCache], prefix: PrefixCache, tokens: list[int]) -> tuple[CacheReport, np.ndarray]:
+def answer(run: Run, prefix: PrefixCache, tokens: list[int]) -> tuple[CacheReport, np.ndarray]:
     """Logits of a text's tokens that are not cached."""
     engine, _ = run
     sequence, report = prefix.begin(tokens)
@@ -42,7 +47,7 @@ def answer(run: tuple[CPURunner, KVCache], prefix: PrefixCache, tokens: list[int
     return report, logits
 
 
-def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[CPURunner, KVCache]) -> None:
+def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: Run) -> None:
     prefix = PrefixCache(run[1], model=MODEL)
     edited = changed(TOKENS, 77)
     _, fresh = answer(run, prefix, TOKENS)
@@ -57,7 +62,7 @@ def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[CPUR
     prefix.forget()
 
 
-def test_logits_after_a_restart_are_those_of_a_fresh_text(run: tuple[CPURunner, KVCache], tmp_path: Path) -> None:
+def test_logits_after_a_restart_are_those_of_a_fresh_text(run: Run, tmp_path: Path) -> None:
     def store() -> BlockStore:
         return BlockStore(tmp_path, model=MODEL, block_bytes=run[1].layout.block_bytes, budget_bytes=100 << 20)
 
