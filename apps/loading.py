@@ -9,6 +9,7 @@ import edgellm
 from edgellm.apps.kept import prefix_folder
 from edgellm.apps.terminal import StatusLine, one_line
 from edgellm.kernels import jit
+from edgellm.kernels.objects import prebuilt_folder
 from edgellm.load import find_model
 from edgellm.memory.disk.folder import CacheFolderError
 from edgellm.store import cache_folder
@@ -23,7 +24,7 @@ def find(model: str) -> Path:
 def load_kernels(isa: str | None = None) -> jit.Library:
     """The kernels alone. Errors: KernelError."""
     with StatusLine() as line:
-        return jit.load(cache_folder() / "kernels", isa=isa, progress=_compiling(line))
+        return jit.load(cache_folder() / "kernels", prebuilt=prebuilt_folder(), isa=isa, progress=_compiling(line))
 
 
 def load(path: Path, args: Namespace, **options: Any) -> edgellm.Model:

@@ -8,7 +8,7 @@ from edgellm.converters.convert import Progress, convert
 from edgellm.errors import PackedFileError
 from edgellm.packed.header import open_header
 
-REVISION = 1  # of the converter; a higher number makes what older ones packed stale
+REVISION = 2  # of the converter; a higher number makes what older ones packed stale
 
 
 def pack_on_the_fly(source: Path, cache: Path, *, progress: Progress | None = None) -> Path:

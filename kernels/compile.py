@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -32,6 +32,17 @@ from edgellm.kernels.tune import choose
 from edgellm.kernels.units import Unit
 
 Entries = dict[str, Callable[..., None]]
+
+
+class Compiled(NamedTuple):
+    """Kernels as one LLVM module, and the machine to emit it with."""
+
+    names: tuple[str, ...]
+    module: Any
+    machine: Any
+
+    def emit(self) -> KernelObject:
+        return KernelObject(selection.selected(), self.names, self.machine.emit_object(self.module))
 
 
 def _silent(done: int, total: int, name: str) -> None:
@@ -131,8 +142,8 @@ def _compile_entry(context: _Context, name: str, function: Callable[..., None]) 
     return llvm.parse_assembly(text)
 
 
-def _link(context: _Context, entries: Entries, report: Callable[[str], None]) -> KernelObject:
-    """The object file of all entries; each is reported before it is compiled."""
+def _link(context: _Context, entries: Entries, report: Callable[[str], None]) -> Compiled:
+    """All entries; each is reported before it is compiled."""
     whole = None
     for name, function in entries.items():
         report(name)
@@ -146,8 +157,7 @@ def _link(context: _Context, entries: Entries, report: Callable[[str], None]) ->
             whole.link_in(module)
     assert whole is not None
     whole.verify()
-    code = context.codegen()._tm.emit_object(whole)
-    return KernelObject(selection.selected(), tuple(entries), code)
+    return Compiled(tuple(entries), whole, context.codegen()._tm)
 
 
 def _refresh(context: _Context) -> None:
@@ -168,8 +178,8 @@ def entries_of(unit: Unit) -> Entries:
 
 def compile_units(
     target: Target, units: Iterable[Unit], progress: Progress = _silent, *, tune: bool = False
-) -> Iterator[tuple[Unit, KernelObject]]:
-    """The units' object files for `target`, one after the other.
+) -> Iterator[tuple[Unit, Compiled]]:
+    """The units' kernels for `target`, one unit after the other.
 
     With `tune`, what is fastest on this processor is measured first, and selection.selected() says what that was.
     """
@@ -197,7 +207,7 @@ def compile_probes(context: _Context, target: Target) -> KernelObject:
 
     entries = probes(target)
     _refresh(context)
-    return _link(context, entries, lambda name: None)
+    return _link(context, entries, lambda name: None).emit()
 
 
 def main() -> None:
@@ -209,7 +219,7 @@ def main() -> None:
         sys.stdout.flush()
 
     for unit, kernels in compile_units(target, units, report, tune=tune):
-        objects.write(folder / f"{unit.name}.o", kernels)
+        objects.write(folder / f"{unit.name}.o", kernels.emit())
     if tune:
         (folder / "tuned.json").write_text(selection.selected().to_json())
 

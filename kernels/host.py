@@ -1,15 +1,20 @@
-"""Which processor this is, without LLVM in our memory: asked in a process of its own, once, and kept in the cache."""
+"""Which processor this is, without LLVM in our memory: asked in a process of its own, once, and kept in the cache.
+
+A frozen program, which need not carry LLVM, goes by what the system says.
+"""
 
 import contextlib
 import itertools
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from edgellm.errors import KernelError
 from edgellm.kernels import elf, objects
-from edgellm.kernels.targets import Target, from_json, host_target
+from edgellm.kernels.targets import X86_LEVELS, Target, from_json, host_target
 
 
 def known_host(cache: Path) -> Target:
@@ -21,11 +26,23 @@ def known_host(cache: Path) -> Target:
     known = objects.read_checked(path)
     if known is not None:
         return from_json(known)
+    if objects.is_frozen():  # not kept, since an installation that shares the cache knows more
+        return described_host(description)
     host = _ask()
     with contextlib.suppress(OSError):  # a folder that we may only read
         cache.mkdir(parents=True, exist_ok=True)
         objects.write_checked(path, host.to_json().encode())
     return host
+
+
+def described_host(description: str) -> Target:
+    """An x86-64 processor of Linux by its flags in /proc/cpuinfo, as far as the levels of X86_LEVELS go."""
+    found = re.search(r"^flags\s*:(.*)$", description, re.MULTILINE)
+    flags = found[1].replace("_", "").split() if found else []  # as LLVM writes those that a level needs
+    known = dict.fromkeys(feature for _, needs in X86_LEVELS.values() for feature in needs)
+    features = ",".join(f"+{feature}" for feature in known if feature in flags)
+    target = Target("plain", "x86_64-unknown-linux-gnu", "x86-64", features)
+    return replace(target, isa=target.levels[0])
 
 
 def write_host() -> None:
@@ -35,8 +52,6 @@ def write_host() -> None:
 
 def _ask() -> Target:
     """`host_target()`, in a process that takes LLVM's memory with it."""
-    if getattr(sys, "frozen", False):
-        return host_target()
     command = [sys.executable, "-P", "-c", "from edgellm.kernels import host; host.write_host()"]
     try:
         return from_json(subprocess.run(command, check=True, capture_output=True).stdout)

@@ -26,7 +26,7 @@ from edgellm.kernels.units import Unit, core_sources
 DIGEST_BYTES = 32
 IDENTITY_DIGITS = 32
 WORK_PREFIX = "compiling-"  # of the folders that compilers work in
-SOURCES = "sources.json"
+SOURCES, OF_ALL = "sources.json", "all units"
 ABANDONED_AFTER = 3600  # seconds; a compiler takes some 20
 
 
@@ -113,28 +113,34 @@ def identity(what: object, unit: Unit | None = None) -> str:
 
 def write_sources(folder: Path, units: Iterable[Unit]) -> None:
     """Note beside prebuilt kernels what they were built from, for a program that carries neither sources nor Numba."""
-    known = {"core": _core()} | {unit.name: _source(unit) for unit in units}
-    (folder / SOURCES).write_text(json.dumps(known))
+    known = {unit.name: _source(unit) for unit in units}
+    (folder / SOURCES).write_text(json.dumps({OF_ALL: _core()} | known))
+
+
+def _core() -> str:
+    return _known_sources().get(OF_ALL, "") if is_frozen() else _core_digest()
+
+
+def _source(unit: Unit) -> str:
+    if is_frozen():
+        return _known_sources().get(unit.name, "")
+    return hashlib.sha256(unit.source.read_bytes()).hexdigest()
 
 
 @cache
-def _core() -> str:
-    if is_frozen():
-        return _known_sources()["core"]
+def _core_digest() -> str:
     digest = hashlib.sha256(f"numba {numba_version()} llvmlite {version('llvmlite')}".encode())
     for source in core_sources():
         digest.update(f"{source.relative_to(Path(__file__).parent)}\0".encode() + source.read_bytes())
     return digest.hexdigest()
 
 
-@cache
-def _source(unit: Unit) -> str:
-    return _known_sources()[unit.name] if is_frozen() else hashlib.sha256(unit.source.read_bytes()).hexdigest()
-
-
-@cache
 def _known_sources() -> dict[str, str]:
-    known: dict[str, str] = json.loads((prebuilt_folder() / SOURCES).read_text())
+    """What `write_sources` noted; nothing where the program carries no kernels."""
+    try:
+        known: dict[str, str] = json.loads((prebuilt_folder() / SOURCES).read_text())
+    except FileNotFoundError:
+        return {}
     return known
 
 

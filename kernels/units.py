@@ -1,7 +1,7 @@
 """Units: sources that are compiled to an object file each, when a model needs them.
 
     core                operations, epilogues and the team: kernels/cpu
-    a weight format     product_<unit> and row_<unit>: a file of kernels/quants
+    weight formats      product_ and row_<Quant.kernel>: a file of kernels/quants, of one format or a few akin
     a KV format         score_, values_, query_, key_ and value_<name>: a file of kernels/kv_formats
     a family's own      what its graph calls, by name
 
@@ -46,6 +46,6 @@ def own_units() -> tuple[Unit, ...]:
 
 
 def core_sources() -> list[Path]:
-    """What every unit depends on: all sources of kernels/ but the files of formats."""
-    formats = (FOLDER / "quants", FOLDER / "kv_formats")
-    return [path for path in sorted(FOLDER.rglob("*.py")) if path.parent not in formats]
+    """What every unit depends on: all sources of kernels/ but those that are a unit of their own."""
+    others = {unit.source for unit in own_units() if unit != CORE}
+    return [path for path in sorted(FOLDER.rglob("*.py")) if path not in others]

@@ -9,6 +9,7 @@ import edgellm
 from edgellm.engine.model import Model
 from edgellm.kernels import jit
 from edgellm.kernels.units import own_units
+from tests.edgellm.families.tiny_hybrid import UNIT
 from tests.tiny import make_tiny_gguf
 
 
@@ -44,8 +45,8 @@ def home(tmp_path: Path, kernel_cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(scope="session")
 def library(kernel_cache: Path) -> jit.Library:
-    """Kernels for this machine."""
-    return jit.load(kernel_cache, own_units())
+    """Kernels for this machine, those of the toy hybrid among them."""
+    return jit.load(kernel_cache, [*own_units(), UNIT])
 
 
 @pytest.fixture(scope="session")

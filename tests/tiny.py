@@ -63,7 +63,7 @@ def make_tiny_gguf(
     writer.add_rope_dimension_count(head_size)
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
-    _add_tokenizer(writer)
+    add_tokenizer(writer)
 
     def add_matrix(name: str, rows: int, columns: int, kind: str, deviation: float) -> None:
         values = (rng.standard_normal((rows, columns)) * deviation).astype(np.float32)
@@ -102,7 +102,7 @@ def make_tiny_gguf(
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter) -> None:
     tokens = tiny_tokens()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")

@@ -15,7 +15,7 @@ from edgellm.apps.tables import size, write_facts
 from edgellm.apps.terminal import write_json
 from edgellm.inspect import bandwidth
 from edgellm.kernels import jit
-from edgellm.kernels.targets import host_target
+from edgellm.kernels.host import known_host
 from edgellm.store import Store, cache_folder
 from edgellm.threads import available_processors
 
@@ -37,8 +37,9 @@ def main(args: Namespace) -> int:
 
 
 def examine() -> dict[str, Any]:
-    target, processors, memory = host_target(), available_processors(), psutil.virtual_memory()
-    compiled = jit.is_cached(cache_folder() / "kernels")
+    kernels = cache_folder() / "kernels"
+    target, processors, memory = known_host(kernels), available_processors(), psutil.virtual_memory()
+    compiled = jit.is_cached(kernels)
     library = load_kernels()
     return {
         "cpu": _cpu_name(),

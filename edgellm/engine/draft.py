@@ -35,7 +35,8 @@ class DraftModel:
         self.seconds = FIRST_SECONDS
         self._packed, self._context = packed, min(context, packed.network.context)
         layout = state_layout(packed.network, kv_formats()[DRAFT_KV_CACHE_DTYPE])
-        cache = KVCache(layout, -(-self._context // KV_BLOCK), make_store=backend.store)
+        # Slots: before the draft, after it so far, and after its next step
+        cache = KVCache(layout, -(-self._context // KV_BLOCK), num_slots=3, make_store=backend.store)
         rows = min(STEP_ROWS, self._context)
         self._runner = backend.open(packed, cache, context=self._context, max_rows=rows, max_logit_rows=1)
         self._sequence = Sequence(cache)
@@ -49,7 +50,7 @@ class DraftModel:
             self._follow(text)
         for _ in range(min(limit, self._context - len(text) + 1)):
             begin = time.perf_counter()
-            proposed.append(self._step([(proposed or text)[-1]], wanted=True))
+            proposed.append(self._step([(proposed or text)[-1]], wanted=True, goes_on=bool(proposed)))
             self.seconds += RATE * (time.perf_counter() - begin - self.seconds)
         return proposed
 
@@ -66,8 +67,12 @@ class DraftModel:
         while len(self._tokens) < len(text) - 1:
             self._step(list(text[len(self._tokens) : len(text) - 1][: self._runner.max_rows]), wanted=False)
 
-    def _step(self, tokens: list[int], *, wanted: bool) -> int:
-        self._sequence.reserve(self._sequence.length + len(tokens))
+    def check_integrity(self) -> None:
+        """The books of its memory balance."""
+        self._sequence.cache.check_integrity()
+
+    def _step(self, tokens: list[int], *, wanted: bool, goes_on: bool = False) -> int:
+        self._sequence.reserve(self._sequence.length + len(tokens), goes_on=goes_on)
         rows = Rows(self._sequence, tokens)
         if wanted:
             self._sampler.prepare()

@@ -150,6 +150,16 @@ class Engine:
                 self._end_over()
             return self._cache.num_free
 
+    def check_integrity(self) -> None:
+        """The books of the memory balance; with no request under way, nobody holds any."""
+        self._check_process()
+        with self._lock:
+            if not self._is_driven:
+                self._end_over()
+                self.prefixes.check_integrity()
+                if not self._planner.requests:
+                    self._cache.check_nothing_is_held()
+
     def _step(self) -> None:
         """One step for whoever takes part; called by the one who drives, and who alone may touch the requests then."""
         with self._lock:
@@ -215,8 +225,8 @@ class Engine:
         if request.is_over:
             return
         if fills:
-            ends = sequence.length >= request.num_prompt_tokens - 1
-            self.prefixes.share(sequence, request.tokens[: sequence.length], keeps_state=ends)
+            ends_prompt = before < request.num_prompt_tokens - 1 <= sequence.length
+            self.prefixes.share(sequence, request.tokens[: sequence.length], keeps_state=ends_prompt)
         elif sequence.length // KV_BLOCK > before // KV_BLOCK:
             self.prefixes.commit(sequence, request.tokens[: sequence.length])
 

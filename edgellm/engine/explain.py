@@ -8,6 +8,7 @@ REASONS = {
     "never seen": "what follows was never seen",
     "model changed": "what follows was cached by another model file or KV format",
     "evicted": "what follows had to make room",
+    "no state": "what follows is known, but no state to go on from was kept",
     "not read": "all of it was computed for its log-probabilities",
 }
 

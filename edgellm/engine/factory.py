@@ -30,6 +30,11 @@ class RequestFactory:
     def make(self, prompt: list[int], params: SamplingParams, *, priority: int, probe: Probe | None) -> Request:
         """Errors: OptionError, ContextLengthError, GrammarError."""
         self.check_prompt(prompt)
+        if params.context_policy == "shift" and self._network.is_recurrent:
+            raise OptionError(
+                f"context_policy 'shift' drops tokens of a text, which the recurrent state of a {self._network.family} "
+                "model cannot forget; choose 'stop' or 'error'"
+            )
         self.check_room(len(prompt), params)
         if probe is not None:
             probe.check(self._network)

@@ -150,7 +150,7 @@ class Model:
                 size = min(MAX_LOGIT_ROWS, runner.max_rows)
                 for first in range(0, len(ids), size):
                     tokens = ids[first : first + size]
-                    sequence.reserve(sequence.length + len(tokens))
+                    sequence.reserve(first + len(tokens))
                     run_step(runner, [Rows(sequence, tokens, range(len(tokens)))])
                     result[first : first + len(tokens)] = runner.logits
             finally:
@@ -221,8 +221,10 @@ class Model:
         return explain(report, self.tokenizer)
 
     def check_integrity(self) -> None:
-        """The books of the KV memory balance."""
-        self._cache.check_integrity()
+        """The books of the KV memory and of the prefix cache balance; with no request under way, nobody holds any."""
+        self.engine.check_integrity()
+        if self._draft is not None:
+            self._draft.check_integrity()
 
     @property
     def keeps_prefixes(self) -> bool:

@@ -83,7 +83,8 @@ class SamplingParams:
     constraint: Constraint | None = None  # a form that the answer must have: JsonSchema, Regex, Choice, ...
     speculation: Literal["auto", "on", "off"] = "auto"  # drafts of tokens to come; they never change the text
     # What happens where prompt and max_tokens exceed the context. error: they are refused; stop: the answer ends there;
-    # shift: all but the first context_keep and the newest tokens are dropped, and counted in `usage`
+    # shift: all but the first context_keep and the newest tokens are dropped, and counted in `usage`;
+    # not for models with recurrent states
     context_policy: Literal["error", "stop", "shift"] = "error"
     context_keep: int = 0
 

@@ -92,8 +92,8 @@ class Request:
         keep = min(self.params.context_keep, self._context // 4)
         newest = max(self._context // 2, 1) - keep
         dropped = len(self.tokens) - keep - newest
-        self.tokens[keep : keep + dropped] = []
-        self.num_dropped += dropped
+        # In one go: an interrupt between the two would leave them uncounted
+        self.tokens[keep : keep + dropped], self.num_dropped = [], self.num_dropped + dropped
 
     def rows(self, budget: int, max_draft: int) -> Rows:
         """What a step computes of it: at most `budget` tokens that are left, and a draft behind the last."""

@@ -183,6 +183,11 @@ class Network:
         """The float32 tensors that a file must have, name -> shape."""
         return {spec.name: spec.shape for spec in self.tensors() if not spec.is_matrix and not spec.is_optional}
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether layers keep states that forget no single token."""
+        return any(isinstance(state, Recurrent) for state in self.states().values())
+
     def states(self) -> dict[int, State]:
         """What layers keep of a sequence, layer -> state."""
         found = ((n, layer.mixer.state) for n, layer in enumerate(self.layers))

@@ -116,7 +116,7 @@ class _Attention:
         age = first + np.arange(len(q))[:, None] - np.arange(seen)
         visible = (age >= 0) & (age < (mixer.window or seen))
         scores = np.where(visible, q @ keys.T, np.float32(-np.inf))  # queries are scaled, by log2(e) as well
-        weights = np.exp2(scores - scores.max(-1, keepdims=True))
+        weights: Array = np.exp2(scores - scores.max(-1, keepdims=True))
         self._into[self._layer, self._head] = weights / weights.sum(-1, keepdims=True)
 
 

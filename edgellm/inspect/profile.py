@@ -28,18 +28,17 @@ def profile(runner: Runner, packed: PackedModel, rows: int, depth: int) -> list[
     """Time steps of `rows` rows, one with logits, after `depth` positions. Errors: KVMemoryError."""
     sequence, vocabulary = Sequence(runner.cache), packed.network.vocabulary
     draw = np.random.default_rng(0)
-    sequence.reserve(depth + rows)
     try:
         while sequence.length < depth:
             count = min(runner.max_rows, depth - sequence.length)
+            sequence.reserve(sequence.length + count)
             run_step(runner, [Rows(sequence, draw.integers(0, vocabulary, count).tolist())])
-            sequence.reserve(depth + rows)
         times = np.empty((REPEATS, len(runner.operations)))
         for repeat in times:
+            sequence.reserve(depth + rows)
             run_step(runner, [Rows(sequence, draw.integers(0, vocabulary, rows).tolist(), [rows - 1])], timed=True)
             repeat[:] = runner.seconds
             sequence.accept(0)
-            sequence.reserve(depth + rows)
     finally:
         sequence.rewind(0)
     seconds_of = np.median(times, axis=0)

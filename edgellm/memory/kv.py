@@ -99,6 +99,12 @@ class KVCache(Pool):
         assert place != NOWHERE, (block, group)
         return place
 
+    def check_nothing_is_held(self) -> None:
+        """No sequence holds a block, a place in a window, or a slot."""
+        for pool in (self, *(window.pool for window in self.windows)):
+            assert pool.num_free == pool.size, [place for place in range(pool.size) if pool.holds(place)]
+        assert self.slots.num_free == self.slots.size - self.is_recurrent
+
     def _detach(self, block: int) -> None:
         for window in self.windows:
             window.detach(block)

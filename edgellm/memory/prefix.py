@@ -259,16 +259,22 @@ class PrefixCache:
         known = sequence.length
         if not self._cache.is_recurrent:
             places = (known, *range(known // KV_BLOCK * KV_BLOCK, 0, -KV_BLOCK))
-            sequence.resume(next((place for place in places if sequence.can_stand(place)), 0))
+            sequence.resume(next((place for place in places if self._can_go_on(sequence, place)), 0))
             return
         for index in range((known - 1) // KV_BLOCK, -1, -1):
             start = index * KV_BLOCK
             parent = self._tree[sequence.names[index - 1]] if index else self._tree.root
             found = self._find_state(parent, tokens[start : min(start + KV_BLOCK, known)])
-            if found is not None and sequence.can_stand(start + found[0]):
+            if found is not None and self._can_go_on(sequence, start + found[0]):
                 sequence.resume(start + found[0], found[1])
                 return
         sequence.resume(0)
+
+    def _can_go_on(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether it can stand there, and write behind: where others need the rest of a block, that takes a copy."""
+        index, used = divmod(num_tokens, KV_BLOCK)
+        has_room = used == 0 or self._cache.num_free > 0 or self._cache.is_owned(sequence.blocks[index], used)
+        return has_room and sequence.can_stand(num_tokens)
 
     def _find_state(self, parent: Node, rest: Seq[int]) -> tuple[int, int] | None:
         """The kept state of a text that goes on after a block as `rest` does: how many tokens of it, and the slot."""

@@ -11,7 +11,7 @@ class Sequence:
     """The blocks of one text, in order: position p lies in blocks[p // KV_BLOCK].
 
     A step goes: `reserve` room, compute, `advance`; then `accept` says which of its rows happened. Its recurrent state
-    is read from one slot and written to another, so that until the next step the one before it can be had again.
+    is read from one slot and written to another, so that until the next `reserve` the one before it can be had again.
     """
 
     def __init__(self, cache: KVCache) -> None:
@@ -22,15 +22,16 @@ class Sequence:
         self.slot = ZERO_SLOT  # the state after `length` tokens
         self.next_slot = ZERO_SLOT  # where a step leaves the state
         self._step_begin = 0  # the length before the last step
-        self._slot_before: int | None = None  # the slot then, until the next step
+        self._slot_before: int | None = None  # the slot then; None before a step, and where there are no such states
         self._seen = [0] * len(cache.windows)  # of each window, the first block whose place is held
 
     @property
     def cache(self) -> KVCache:
         return self._cache
 
-    def reserve(self, num_tokens: int) -> None:
-        """Make room for `num_tokens` in all, before those after `length` are written.
+    def reserve(self, num_tokens: int, *, goes_on: bool = False) -> None:
+        """Make room for `num_tokens` in all, before those after `length` are written. What `goes_on` is one step with
+        the last: `rewind` can go back to before both.
 
         A last block that others need is replaced by a copy of it:
 
@@ -42,8 +43,9 @@ class Sequence:
         window shows any more.
         """
         cache = self._cache
-        self._forget_step_before()
-        self._leave_behind()
+        if not goes_on:
+            self._forget_step_before()
+            self._leave_behind()
         self._own_last_block(num_tokens)
         missing = -(-num_tokens // KV_BLOCK) - len(self.blocks)
         needs_slot = cache.is_recurrent and self.next_slot == ZERO_SLOT
@@ -73,17 +75,26 @@ class Sequence:
 
     def advance(self, num_tokens: int) -> None:
         """A step has computed so many tokens."""
-        self._step_begin = self.length
         self.length += num_tokens
-        if self._cache.is_recurrent:
-            self._slot_before, self.slot, self.next_slot = self.slot, self.next_slot, ZERO_SLOT
+        if not self._cache.is_recurrent:
+            return
+        if self._slot_before is None:
+            self._slot_before = self.slot
+        else:
+            self._cache.slots.release(self.slot)
+        self.slot, self.next_slot = self.next_slot, ZERO_SLOT
+
+    def has_room(self, num_tokens: int) -> bool:
+        """Whether there is room for a step of so many tokens."""
+        fits = self.length + num_tokens <= len(self.blocks) * KV_BLOCK
+        return fits and (not self._cache.is_recurrent or self.next_slot != ZERO_SLOT)
 
     def accept(self, num_tokens: int) -> int:
         """Of the last step, the first so many tokens happened, the others never did. Returns as `rewind`."""
         return self.rewind(self._step_begin + num_tokens)
 
     def rewind(self, num_tokens: int) -> int:
-        """Forget all but the first `num_tokens` tokens, or as many more as it takes to stand where every state can.
+        """Forget all but the first `num_tokens` tokens, and as many more as it takes to stand where every state can.
 
         Recurrent states go back to before the last step, or to the begin; a window to where all it shows is still
         there. Returns the length, whose following tokens are to be computed again. Last blocks go first, which makes
@@ -192,6 +203,6 @@ class Sequence:
                 self.next_slot = ZERO_SLOT
 
     def _forget_step_before(self) -> None:
-        if self._slot_before not in (None, ZERO_SLOT):
+        if self._slot_before is not None and self._slot_before != ZERO_SLOT:
             self._cache.slots.release(self._slot_before)
-        self._slot_before = None
+        self._slot_before, self._step_begin = None, self.length

@@ -51,7 +51,7 @@ class PackedModel:
         if not self.vocabulary:
             raise PackedFileError(f"{self.path}: the tokenizer is empty; {REMEDY}")
         self.weights = {name: self._weight(name, shape) for name, shape in self.network.matrices().items()}
-        names = [name for name, tensor in header.table.items() if tensor.dtype == "F32"]
+        names = [spec.name for spec in self.network.tensors() if not spec.is_matrix and spec.name in header.table]
         self.vectors: dict[str, NDArray[np.float32]] = {name: self._view(name) for name in names}
 
     @property

@@ -8,6 +8,7 @@ split_attention   attend, quantize                            -> attend, combine
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from edgellm.runtime.graph import Graph, Operand, Operation, Part, Value
@@ -23,7 +24,7 @@ def fuse(graph: Graph) -> Graph:
 
 
 class _Rewrite:
-    """A graph in the making: operations are replaced and taken out while their readers are looked up."""
+    """A graph in the making: operations are joined while their readers are looked up."""
 
     def __init__(self, graph: Graph) -> None:
         self._operations = graph.operations
@@ -45,8 +46,11 @@ class _Rewrite:
         readers = self._readers.get(op.output, []) if op.output else []
         return readers[0] if len(readers) == 1 and readers[0].kind == kind else None
 
-    def replace(self, old: Operation, *new: Operation) -> None:
-        self._new[id(old)] = list(new)
+    def join(self, old: Seq[Operation], at: Operation, *new: Operation) -> None:
+        """Operations become new ones in the place of one of them; the first takes over all marks."""
+        marks = tuple(mark for op in old for mark in op.marks)
+        self._new |= {id(op): [] for op in old}
+        self._new[id(at)] = [replace(new[0], marks=marks), *new[1:]]
 
     def graph(self) -> Graph:
         return Graph(tuple(made for op in self._operations for made in self._new.get(id(op), [op])))
@@ -58,15 +62,11 @@ def fuse_norms(graph: Graph) -> Graph:
         quantize = rewrite.reader(op, "quantize") if op.kind == "norm" else None
         if quantize is None:
             continue
-        x, marks = op.operands["x"], op.marks
-        select = rewrite.writer(x, "select")
-        if select is not None:
-            x, marks = select.operands["x"], (*select.marks, *op.marks)
-            rewrite.replace(select)
+        select = rewrite.writer(op.operands["x"], "select")
+        old = [select, op, quantize] if select else [op, quantize]
         assert quantize.output is not None
-        operands = {**op.operands, "x": x, "width": quantize.output.width, "selected": int(select is not None)}
-        rewrite.replace(op, replace(op, output=quantize.output, operands=operands, marks=marks))
-        rewrite.replace(quantize)
+        operands = {**op.operands, "x": old[0].operands["x"], "width": quantize.output.width, "selected": len(old) - 2}
+        rewrite.join(old, old[0], replace(op, output=quantize.output, operands=operands))
     return rewrite.graph()
 
 
@@ -81,22 +81,19 @@ def fuse_swiglu(graph: Graph) -> Graph:
             continue
         part = Part("swiglu", quantize.output, {"weight": gate.operands["weight"], "up": up.operands["weight"]})
         label = f"{gate.label} {up.label}"
-        fused = Operation("product", None, {"x": gate.operands["x"]}, (part,), gate.marks + up.marks, label)
-        for old in (gate, up, op, quantize):
-            rewrite.replace(old)
-        rewrite.replace(op, fused)
+        fused = Operation("product", None, {"x": gate.operands["x"]}, (part,), label=label)
+        rewrite.join((gate, up, op, quantize), op, fused)
     return rewrite.graph()
 
 
 def fuse_epilogues(graph: Graph) -> Graph:
+    """A product goes down to what becomes of it: what it is added to may be written, or read, before that only."""
     rewrite = _Rewrite(graph)
     for op in graph.operations:
         if op.kind == "product" and not op.parts:
             part, joined = _epilogue(rewrite, op)
-            for old in joined:
-                rewrite.replace(old)
-            marks = sum((old.marks for old in joined), op.marks)
-            rewrite.replace(op, replace(op, output=None, operands={"x": op.operands["x"]}, parts=(part,), marks=marks))
+            old = [op, *joined]
+            rewrite.join(old, old[-1], replace(op, output=None, operands={"x": op.operands["x"]}, parts=(part,)))
     return rewrite.graph()
 
 
@@ -123,11 +120,12 @@ def _but(op: Operation, *names: str) -> dict[str, Operand]:
 
 
 def fuse_products(graph: Graph) -> Graph:
-    """Neighbours only: nothing between them may read what they write."""
+    """Neighbours only: nothing between them may read what they write. Nor may they: parts are computed in any order."""
     kept: list[Operation] = []
     for op in graph.operations:
         last = kept[-1] if kept else None
-        if last and op.kind == last.kind == "product" and op.operands == last.operands:
+        is_alike = last and op.kind == last.kind == "product" and op.operands == last.operands
+        if last and is_alike and not set(op.reads) & set(last.writes):
             parts, label = last.parts + op.parts, f"{last.label} {op.label}"
             kept[-1] = replace(last, parts=parts, marks=last.marks + op.marks, label=label)
         else:
@@ -143,6 +141,5 @@ def split_attention(graph: Graph) -> Graph:
         if quantize is not None:
             attend = replace(op, output=quantize.output)
             combine = Operation("combine", None, {**op.operands, "out": quantize.output}, label="combine")
-            rewrite.replace(op, attend, combine)
-            rewrite.replace(quantize)
+            rewrite.join((op, quantize), op, attend, combine)
     return rewrite.graph()

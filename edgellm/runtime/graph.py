@@ -214,7 +214,7 @@ class GraphBuilder:
     def _quantize(self, x: Value) -> Value:
         if x not in self._quantized:
             output = self._value(x.name, x.width, is_quantized=True, is_selected=x.is_selected)
-            self._append("quantize", output, x=x)
+            self._append("quantize", output, x=x, selected=0)
             self._quantized[x] = output
         return self._quantized[x]
 

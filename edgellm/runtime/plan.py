@@ -51,12 +51,15 @@ class Plan:
     table_bytes: int
 
 
+_Kind = tuple[str, int, bool, bool, bool]  # name and width; whether quantized, with own copies, of fewer rows
+
+
 @dataclass
 class _Arena:
     """Offsets handed out one after the other, each on a cache line of its own."""
 
     size: int = 0
-    free: dict[tuple[str, int, bool, bool], list[Place]] = field(default_factory=dict)  # places whose values are dead
+    free: dict[_Kind, list[Place]] = field(default_factory=dict)  # places whose values are dead
 
     def take(self, nbytes: int) -> int:
         offset = self.size
@@ -105,14 +108,19 @@ def _place_values(graph: Graph, shape: StepShape, arena: _Arena) -> dict[Value, 
                 places[value] = places[added_to]
             else:
                 has_own = value.is_quantized and op.kind == "norm"
-                dead = arena.free.get((value.name, value.width, value.is_quantized, has_own))
+                dead = arena.free.get(_kind(value, has_own=has_own))
                 places[value] = dead.pop() if dead else _new_place(value, shape, arena, has_own=has_own)
         alive = {places[value] for value in op.writes}
-        for value in op.reads:
+        for value in dict.fromkeys(op.reads):
             if last_read[value] == at and places[value] not in alive:
-                kind = value.name, value.width, value.is_quantized, places[value].own is not None
+                kind = _kind(value, has_own=places[value].own is not None)
                 arena.free.setdefault(kind, []).append(places[value])
     return places
+
+
+def _kind(value: Value, *, has_own: bool) -> _Kind:
+    """Values alike in this take the same room."""
+    return value.name, value.width, value.is_quantized, has_own, value.is_selected and not value.is_quantized
 
 
 def _added_to(op: Operation, value: Value) -> Value | None:

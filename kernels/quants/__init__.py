@@ -1,4 +1,5 @@
-"""Weight formats. One file of this folder is one format: how it lies in memory, how it is made and read, its kernels.
+"""Weight formats. One file of this folder is one format, or a few akin: how they lie in memory, are made and read, and
+their kernels.
 
 The folder is the register: a new format is a new file that defines `QUANTS`, and touches no other.
 """

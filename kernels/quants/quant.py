@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ class Quant(ABC):
 
     group: int  # G, inputs that share a scale
 
-    unit: ClassVar[str]  # the file's name; its kernels are product_<unit> and row_<unit>
+    unit: ClassVar[str]  # the file's name, and that of its compiled kernels
     bits: ClassVar[int]  # of a code
     record: ClassVar[Record]  # the kernels (WEIGHT_HEAD), the addresses of the parts, and `numbers`
 
@@ -36,6 +36,11 @@ class Quant(ABC):
     @abstractmethod
     def name(self) -> str:
         """As in packed files and options."""
+
+    @property
+    def kernel(self) -> str:
+        """Its kernels are product_<kernel> and row_<kernel>, of its unit."""
+        return self.unit
 
     @property
     @abstractmethod
@@ -63,7 +68,7 @@ class Quant(ABC):
         """The words of the record that are neither kernels nor parts."""
         return {}
 
-    def fitting(self, columns: int) -> Self:
+    def fitting(self, columns: int) -> "Quant":
         """The format, or the one of the largest smaller group that divides the columns, which are a multiple of 32."""
         group = self.group
         while columns % group:

@@ -14,6 +14,7 @@ from numba.extending import lower_builtin
 from edgellm.kernels.simd.vectors import (
     F32,
     I1,
+    I8,
     I16,
     I32,
     I64,
@@ -233,6 +234,25 @@ def low_nibbles(b: Builder, v: Any) -> Any:
 @operation(u8x64, u8x64)
 def high_nibbles(b: Builder, v: Any) -> Any:
     return b.lshr(v, constant(u8x64.llvm, 4))
+
+
+@operation(u8x64, i32x16)
+def bytes_of_lanes(b: Builder, v: Any) -> Any:
+    return b.bitcast(v, u8x64.llvm)
+
+
+@operation(i32x16, u8x64)
+def lanes_of_bytes(b: Builder, v: Any) -> Any:
+    return b.bitcast(v, I32X16)
+
+
+@operation(u8x64, u8x64, u8x64, types.int64, types.int64)
+def with_upper_bits(b: Builder, low: Any, above: Any, first: Any, count: Any) -> Any:
+    """In every byte, the 4 bits of `low`, and above them `count` bits of `above` from bit `first`."""
+    first, count = b.trunc(first, I8), b.trunc(count, I8)
+    mask = b.sub(b.shl(I8(1), count), I8(1))
+    found = b.and_(b.lshr(above, splat(b, first, 64)), splat(b, mask, 64))
+    return b.or_(low, b.shl(found, constant(u8x64.llvm, 4)))
 
 
 @operation(i32x16, i32x16, types.int64, types.int64)

@@ -4,6 +4,7 @@ A weight is a code u, stored unsigned; an activation s is signed and never -128.
 
     begin_4(value)      sums that begin at an int32 value    of one block, no more
     dot_4(sums, u, s)   sums + u . s                         u in 0..15
+                                                         or 0..31 over half a block, 0..63 over a quarter
     end_4(sums, value)  the sums of a block as int32         value as at the beginning
     begin_8(value)      the first sum of an INT8 product     value = -128 * (all s of the block)
     dot_8(sum, u, s)    after begin_8 and a whole block, the sum is (u - 128) . s

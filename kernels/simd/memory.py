@@ -147,6 +147,20 @@ def load_i8x16(b: Builder, where: Any) -> Any:
     return b.sitofp(b.sext(b.load(pointer(b, where, I8X16), align=1), I32X16), F32X16)
 
 
+@operation(types.int64, address)
+def sum_of_16_bytes(b: Builder, where: Any) -> Any:
+    """Of signed ones."""
+    # The sum of unsigned bytes is one instruction of x86, psadbw.
+    unsigned = b.zext(b.xor(b.load(pointer(b, where, I8X16), align=1), constant(I8X16, 128)), I32X16)
+    return b.sext(b.sub(call(b, "llvm.vector.reduce.add.v16i32", I32, unsigned), I32(16 * 128)), I64)
+
+
+@operation(i32x16, address)
+def load_u8x16(b: Builder, where: Any) -> Any:
+    """16 unsigned bytes, as integers."""
+    return b.zext(b.load(pointer(b, where, I8X16), align=1), I32X16)
+
+
 @operation(types.void, address, types.int64)
 def store_i8(b: Builder, where: Any, value: Any) -> None:
     b.store(b.trunc(value, I8), pointer(b, where, I8))
@@ -210,6 +224,12 @@ def pause(b: Builder) -> None:
         call(b, "llvm.x86.sse2.pause", ir.VoidType())
     elif triple.startswith(("aarch64", "arm64")):
         call(b, "llvm.aarch64.hint", ir.VoidType(), I32(1))
+
+
+@operation(types.void)
+def forget_loads(b: Builder) -> None:
+    """What is loaded behind this is loaded once more, not kept from before, in registers or spilled; no instruction."""
+    b.fence("acq_rel", "singlethread")
 
 
 @operation(types.int64)

@@ -13,7 +13,9 @@ from edgellm.apps.measurement import Course, Speed, bytes_per_token, peak_rss_by
 from edgellm.apps.peer import PeerResult
 from edgellm.apps.pull import pull
 from edgellm.inspect import bandwidth
+from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.ops import KV_BLOCK
+from edgellm.memory.layout import state_layout
 from edgellm.packed.header import open_header
 from edgellm.packed.read import open_packed
 from edgellm.store import Store
@@ -140,13 +142,12 @@ def test_bytes_of_a_token_are_the_weights_it_needs_and_its_past(tmp_path: Path, 
     gguf = make_tiny_gguf(tmp_path / "tiny.gguf", tied=tied, body="Q4_1")
     path = pull(str(gguf), name="x", layout=None, store=Store(tmp_path), progress=lambda *stage: None)
     model = open_packed(path)
-    needed = sum(
-        weight.codes.nbytes + weight.scales.nbytes + (weight.mins.nbytes if weight.mins is not None else 0)
-        for name, weight in model.weights.items()
-        if tied or name != "embedding"
-    ) + sum(vector.nbytes for vector in model.vectors.values())
+    layout = state_layout(model.network, kv_formats()["bf16"])
+    needed = sum(weight.nbytes for name, weight in model.weights.items() if tied or name != "embedding") + sum(
+        vector.nbytes for vector in model.vectors.values()
+    )
     assert bytes_per_token(open_header(path), 0) == needed
-    assert bytes_per_token(open_header(path), KV_BLOCK) == needed + model.block_bytes
+    assert bytes_per_token(open_header(path), KV_BLOCK) == needed + layout.block_bytes
 
 
 def test_peak_memory_sees_what_was_touched_and_given_back() -> None:

@@ -93,7 +93,7 @@ def test_what_is_there_is_not_got_again(store: Store) -> None:
     get(store)
     assert get(store) == []
     assert get(store, layout="int8-g64")[-1] == "pack"
-    assert open_packed(store.path(NAME)).weights["embedding"].layout.name == "int8-g64"
+    assert open_packed(store.path(NAME)).weights["embedding"].quant.name == "int8-g64"
     assert get(store, name="other")[-1] == "pack"
     assert store.names() == ["other", NAME]
     store.path(NAME).write_bytes(b"damaged")

@@ -13,7 +13,7 @@ import pytest
 
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.disk import store, writer
-from edgellm.memory.disk.record import MAX_TOKENS
+from edgellm.memory.disk.record import MAX_TOKENS, Header, pack_tokens
 from edgellm.memory.disk.segment import SegmentWriter
 from edgellm.memory.disk.store import BlockStore
 from tests.edgellm.disk_blocks import (
@@ -249,3 +249,22 @@ def test_a_closed_store_drops(folder: Path) -> None:
     blocks.close()
     assert held(folder) == RECORD and not has(blocks, 1)
     assert not any(thread.name == "edgellm-disk-cache" for thread in threading.enumerate())
+
+
+def test_large_states_fill_the_queue_sooner_than_blocks() -> None:
+    """It is bounded in bytes, and takes one record of any size."""
+    go, written = threading.Event(), list[int]()
+
+    def write(header: Header, record: Any) -> bool:
+        written.append(header.block_bytes)
+        return go.wait(60)
+
+    for sizes, kept in (([10, 1], [10]), ([6, 6, 1, 1], [6, 1]), ([1] * 9, [1] * 7)):
+        queue = writer.BackgroundWriter(write, 8 * RECORD)
+        for number, size in enumerate(sizes):
+            header = Header(name(number), name(9), MODEL, text(9), pack_tokens([1]), size * RECORD)
+            queue.put(header, np.zeros(size * RECORD, np.uint8))
+        go.set()
+        assert queue.close(60) and written == [size * RECORD for size in kept]
+        go.clear()
+        written.clear()

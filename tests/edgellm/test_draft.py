@@ -13,6 +13,7 @@ from edgellm.engine.draft import DraftModel
 from edgellm.errors import OptionError
 from edgellm.kernels.jit import Library
 from edgellm.packed.read import open_packed
+from tests.edgellm.families.tiny_hybrid import make_hybrid_gguf
 from tests.tiny import make_tiny_gguf
 
 PROMPT = [5, 80, 90, 100, 7, 60]
@@ -41,16 +42,19 @@ def test_a_draft_model_never_changes_a_text(
         model.check_integrity()
 
 
-def test_a_draft_follows_from_one_text_to_another(tiny_gguf: Path, library: Library, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["llama", "hybrid"])
+def test_a_draft_follows_from_one_text_to_another(tiny_gguf: Path, library: Library, tmp_path: Path, kind: str) -> None:
     """It proposes what it would say itself, though it keeps what it computed of the text before."""
+    path = tiny_gguf if kind == "llama" else make_hybrid_gguf(tmp_path / "hybrid.gguf")
     texts = [[*PROMPT, 9, 8, 7], [*PROMPT, 9, 50], PROMPT[:4], [*PROMPT, 9, 8, 7, 6]]
     never = SamplingParams(max_tokens=6, speculation="off")
-    with edgellm.load(tiny_gguf, threads=1) as model:
+    with edgellm.load(path, threads=1) as model:
         expected = [[piece.id for piece in model.generate(text, never)] for text in texts]
-    packed, backend = open_packed(pack_on_the_fly(tiny_gguf, tmp_path)), CPUBackend(library, threads=1, processors=1)
+    packed, backend = open_packed(pack_on_the_fly(path, tmp_path)), CPUBackend(library, threads=1, processors=1)
     draft = DraftModel(packed, backend, context=64)
     for text, ids in zip(texts, expected, strict=True):
         assert draft.propose(text, 6)[: len(ids)] == ids
+    draft.check_integrity()
     draft.close()
     backend.close()
 

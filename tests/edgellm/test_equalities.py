@@ -13,7 +13,7 @@ from edgellm.backends.cpu.runner import CPURunner
 from edgellm.backends.cpu.team import Team
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.errors import KernelError
-from edgellm.families.llama import FAMILY as LLAMA
+from edgellm.families import find_family
 from edgellm.kernels import elf, jit
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.targets import ISAS, host_target, target_for
@@ -22,14 +22,17 @@ from edgellm.memory.kv import KVCache
 from edgellm.memory.layout import state_layout
 from edgellm.memory.sequence import Sequence
 from edgellm.packed.read import PackedModel, open_packed
+from tests.edgellm.families.tiny_hybrid import FAMILY as HYBRID
+from tests.edgellm.families.tiny_hybrid import KINDS, UNIT, make_hybrid_gguf
 from tests.tiny import make_tiny_gguf
 
+UNITS = [*own_units(), UNIT]
 TOKENS = np.random.default_rng(0).integers(0, 270, 300).tolist()  # longer than a chunk of attention
 
 
 def kv_cache_dtype(packed: PackedModel) -> str:
-    """The model with a sliding window is the one tested with an INT8 cache."""
-    return "int8" if packed.network.layers[0].mixer.window else "bf16"
+    """The llama with a sliding window is the one tested with an INT8 cache."""
+    return "int8" if packed.network.config.get("sliding_window") else "bf16"
 
 
 @contextmanager
@@ -47,9 +50,9 @@ def logits_in_steps(run: tuple[CPURunner, KVCache], tokens: list[int], sizes: li
     """Logits of all tokens, computed in steps of the given sizes."""
     engine, cache = run
     sequence, parts, start = Sequence(cache), [], 0
-    sequence.reserve(len(tokens))
     for size in sizes:
         chunk = tokens[start : start + size]
+        sequence.reserve(start + size)
         run_step(engine, [Rows(sequence, chunk, range(size))])
         parts.append(engine.logits.copy())
         start += size
@@ -58,9 +61,11 @@ def logits_in_steps(run: tuple[CPURunner, KVCache], tokens: list[int], sizes: li
     return np.concatenate(parts)
 
 
-@pytest.fixture(scope="module", params=["Q4_0", "Q4_1", "Q8_0", "Q4_1 window"])
+@pytest.fixture(scope="module", params=["Q4_0", "Q4_1", "Q8_0", "Q4_1 window", "hybrid"])
 def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
     folder = tmp_path_factory.mktemp("equal")
+    if request.param == "hybrid":
+        return open_packed(pack_on_the_fly(make_hybrid_gguf(folder / "tiny.gguf"), folder))
     body, _, window = request.param.partition(" ")
 
     def change(writer: GGUFWriter) -> None:
@@ -84,9 +89,23 @@ def test_the_model_is_what_its_reference_computes(library: jit.Library, packed: 
     with runner(library, packed) as run:
         for start in range(0, 300, 6):
             text = TOKENS[start : start + 6]
-            exact = LLAMA.reference(packed.network, packed, text, kv_cache_dtype(packed))
+            family = find_family(packed.network.family)
+            exact = family.reference(packed.network, packed, text, kv_cache_dtype(packed))
             errors.append(np.abs(logits_in_steps(run, text, [6]) - exact).max() / exact.std())
     assert np.quantile(errors, 0.8) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS.split())
+def test_every_kind_of_layer_is_what_its_reference_computes_however_long_the_text(
+    library: jit.Library, tmp_path: Path, kind: str
+) -> None:
+    """One layer alone, in which hardly a rounding falls the other way: it would stay in the state of what follows."""
+    path = make_hybrid_gguf(tmp_path / "tiny.gguf", kinds=kind, layers=1)
+    packed = open_packed(pack_on_the_fly(path, tmp_path))
+    exact = HYBRID.reference(packed.network, packed, TOKENS)
+    with runner(library, packed) as run:
+        errors = np.abs(logits_in_steps(run, TOKENS, [300]) - exact).max(1) / exact.std()
+    assert np.quantile(errors, 0.9) < 1e-5
 
 
 def test_decoding_equals_computing_at_once(library: jit.Library, packed: PackedModel, whole: np.ndarray) -> None:
@@ -118,6 +137,8 @@ def test_sequences_in_one_step_equal_each_alone(library: jit.Library, packed: Pa
             sequence.reserve(300)
         run_step(engine, [Rows(first, TOKENS[:270])])
         run_step(engine, [Rows(second, TOKENS[:50])])
+        first.reserve(300)
+        second.reserve(300)
         batch = [
             Rows(first, TOKENS[270:271], [0]),
             Rows(third, TOKENS[:200], [0, 150, 199]),
@@ -130,16 +151,23 @@ def test_sequences_in_one_step_equal_each_alone(library: jit.Library, packed: Pa
             sequence.rewind(0)
 
 
-def test_rewinding_forgets(library: jit.Library, packed: PackedModel, whole: np.ndarray) -> None:
+@pytest.mark.parametrize("target", [102, 100, 60, 0])
+def test_rewinding_forgets(library: jit.Library, packed: PackedModel, whole: np.ndarray, target: int) -> None:
+    """What follows where it stands is computed again. A recurrent state goes back one step, or to the begin, as does
+    a window that has left blocks behind.
+    """
     with runner(library, packed) as (engine, cache):
         sequence = Sequence(cache)
-        sequence.reserve(300)
+        sequence.reserve(100)
         run_step(engine, [Rows(sequence, TOKENS[:100])])
-        run_step(engine, [Rows(sequence, [5, 6, 7, 8])])
-        sequence.rewind(100)
+        sequence.reserve(104)
+        run_step(engine, [Rows(sequence, [*TOKENS[100:102], 5, 6])])
+        stands = sequence.rewind(target)
+        forgets_little = cache.is_recurrent or cache.windows
+        assert stands == (0 if target < 100 and forgets_little else 100 if cache.is_recurrent else target)
         sequence.reserve(300)
-        run_step(engine, [Rows(sequence, TOKENS[100:], range(200))])
-        assert np.array_equal(engine.logits, whole[100:])
+        run_step(engine, [Rows(sequence, TOKENS[stands:], range(300 - stands))])
+        assert np.array_equal(engine.logits, whole[stands:])
         sequence.rewind(0)
 
 
@@ -155,7 +183,7 @@ def available(isa: str) -> bool:
 def test_instruction_sets_do_not_change_a_bit(
     kernel_cache: Path, packed: PackedModel, whole: np.ndarray, isa: str
 ) -> None:
-    with runner(jit.load(kernel_cache, own_units(), isa=isa), packed) as run:
+    with runner(jit.load(kernel_cache, UNITS, isa=isa), packed) as run:
         assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)
 
 
@@ -163,5 +191,5 @@ def test_the_linker_does_not_change_a_bit(
     kernel_cache: Path, packed: PackedModel, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(elf, "RUNS_HERE", False)  # as on systems that elf.py does not know: LLVM links
-    with runner(jit.load(kernel_cache, own_units()), packed) as run:
+    with runner(jit.load(kernel_cache, UNITS), packed) as run:
         assert np.array_equal(logits_in_steps(run, TOKENS, [280] + [1] * 20), whole)

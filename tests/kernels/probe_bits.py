@@ -12,10 +12,11 @@ from numba.core.compiler_lock import global_compiler_lock
 from edgellm.kernels.compile import compile_probes, install
 from edgellm.kernels.jit import Library
 from edgellm.kernels.ops import CHUNK, KV_BLOCK, QUERY_STRIDE
+from edgellm.kernels.quants.quant import Quant
 from edgellm.kernels.targets import Tile, target_for
 from edgellm.kernels.tune import (
     HEAD_SIZE,
-    LAYOUTS,
+    QUANTS,
     QUERIES,
     QUERY_BYTES,
     ROWS,
@@ -28,9 +29,9 @@ from edgellm.kernels.tune import (
 BLOCKS = 5
 
 
-def product(probes: Library, layout: int, shape: Tile) -> bytes:
+def product(probes: Library, quant: Quant, shape: Tile) -> bytes:
     """The bits of a random panel times ROWS random rows, whatever the height of the tiles that they lie in."""
-    rng = np.random.default_rng(layout)
+    rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, BLOCKS * 512).astype(np.uint8)
     scales = rng.standard_normal((2, BLOCKS * 32)).astype(np.float16)  # and mins
     x = rng.integers(-127, 128, (ROWS, BLOCKS, 32)).astype(np.int8)
@@ -42,7 +43,7 @@ def product(probes: Library, layout: int, shape: Tile) -> bytes:
     meta = meta.reshape(6, -1, shape.tokens, BLOCKS).transpose(1, 3, 0, 2)
     memory = joined(rows, meta, np.zeros((ROWS, 32), np.float32))
     weights = joined(codes, scales)
-    probes.entry(product_name(layout, shape))(weights.ctypes.data, memory.ctypes.data, BLOCKS, 1)
+    probes.entry(product_name(quant, shape))(weights.ctypes.data, memory.ctypes.data, BLOCKS, 1)
     result = memory[-ROWS * 128 :].view(np.float32)
     assert np.isfinite(result).all() and result.all()
     return result.tobytes()
@@ -76,11 +77,10 @@ def attend(probes: Library, fast_bf16: bool) -> bytes:
 def main() -> None:
     target = target_for(sys.argv[1])
     with global_compiler_lock:
-        code, names = compile_probes(install(target), target)
-    probes = Library(target, code, names)
-    for layout in LAYOUTS:
+        probes = Library(target, [compile_probes(install(target), target)])
+    for quant in QUANTS:
         for shape in tiles(target):
-            report(f"layout {layout}", product(probes, layout, shape))
+            report(f"product {quant.name}", product(probes, quant, shape))
     for way in bf16_ways(target):
         report("attention", attend(probes, way))
 

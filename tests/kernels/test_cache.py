@@ -10,13 +10,16 @@ import pytest
 
 from edgellm.kernels import jit, objects
 from edgellm.kernels.targets import host_target
+from edgellm.kernels.units import CORE, kv_unit, weight_unit
 
-ISA = "avx2" if "avx2" in host_target().levels else host_target().isa
+ISA = (*host_target().levels[1:], "plain")[0]  # a lesser one, for which nothing is measured
+UNITS = (CORE, weight_unit("int8"), kv_unit("bf16"))
 LOAD = """
 import sys
 from pathlib import Path
 from edgellm.kernels import jit
-jit.load(Path(sys.argv[1]), isa=sys.argv[2])
+from edgellm.kernels.units import CORE, kv_unit, weight_unit
+jit.load(Path(sys.argv[1]), (CORE, weight_unit("int8"), kv_unit("bf16")), isa=sys.argv[2])
 """
 
 
@@ -31,21 +34,21 @@ def test_a_killed_compiler_leaves_nothing_that_is_loaded_and_two_at_once_end_wel
             time.sleep(0.05)
         time.sleep(1)
         killed.kill()
-    assert not list(tmp_path.glob("*.o")) and not jit.is_cached(tmp_path, isa=ISA)
+    assert not list(tmp_path.glob("*.o")) and not jit.is_cached(tmp_path, UNITS, isa=ISA)
     (abandoned,) = tmp_path.glob(f"{objects.WORK_PREFIX}*")
     with start(tmp_path) as first, start(tmp_path) as second:
         assert [first.communicate()[1], second.communicate()[1]] == ["", ""]
-    assert jit.is_cached(tmp_path, isa=ISA)
-    left = {path for path in tmp_path.iterdir() if not path.name.startswith("host-")}
-    assert left == {abandoned, next(tmp_path.glob("*.o"))}, "one file and what the killed one left"
-    assert jit.load(tmp_path, isa=ISA).target.isa == ISA
+    assert jit.is_cached(tmp_path, UNITS, isa=ISA)
+    left = {path for path in tmp_path.iterdir() if not path.name.startswith(("host-", "tuned-"))}
+    assert left == {abandoned, *tmp_path.glob("*.o")} and len(left) == 1 + len(UNITS), "a file a unit"
+    assert jit.load(tmp_path, UNITS, isa=ISA).target.isa == ISA
 
 
 def test_what_a_killed_compiler_left_goes_after_an_hour(tmp_path: Path) -> None:
-    young, old, kernels = (tmp_path / name for name in ("compiling-a", "compiling-b", "kernels-plain-0.o"))
+    young, old, kernels = (tmp_path / name for name in ("compiling-a", "compiling-b", "core-plain-0.o"))
     for folder in (young, old):
         folder.mkdir()
-        (folder / "kernels.o").touch()
+        (folder / "core.o").touch()
     kernels.touch()
     for path in (old, kernels):
         os.utime(path, (time.time() - 3700,) * 2)
@@ -57,8 +60,8 @@ def test_what_a_killed_compiler_left_goes_after_an_hour(tmp_path: Path) -> None:
     "damage", [lambda data: data[:-1], lambda data: data[:40] + b"x" + data[41:], lambda data: b""]
 )
 def test_a_damaged_file_counts_for_nothing(tmp_path: Path, damage: object) -> None:
-    path = tmp_path / "kernels.o"
-    objects.write(path, objects.KernelObject(host_target(), b"code"))
-    assert objects.read(path) == (host_target(), b"code")
+    path = tmp_path / "core.o"
+    objects.write(path, objects.KernelObject(host_target(), ("add", "store"), b"code"))
+    assert objects.read(path) == (host_target(), ("add", "store"), b"code")
     path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
     assert objects.read(path) is None

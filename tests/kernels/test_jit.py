@@ -9,6 +9,8 @@ import pytest
 
 from edgellm.kernels import elf, host, jit
 from edgellm.kernels.targets import host_target
+from edgellm.kernels.units import own_units
+from tests.kernels.caches import link_kernels
 
 pytestmark = pytest.mark.skipif(not elf.RUNS_HERE, reason="elsewhere LLVM links, and is asked for the processor")
 
@@ -17,7 +19,8 @@ def test_a_warm_start_does_without_llvm(kernel_cache: Path, library: jit.Library
     code = f"""
 import pathlib, sys
 from edgellm.kernels import jit
-print(jit.load(pathlib.Path({str(kernel_cache)!r})).target)
+from edgellm.kernels.units import own_units
+print(jit.load(pathlib.Path({str(kernel_cache)!r}), own_units()).target)
 assert not {{"llvmlite", "numba"}} & set(sys.modules)
 """
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -26,8 +29,7 @@ assert not {{"llvmlite", "numba"}} & set(sys.modules)
 
 
 def test_another_processor_is_asked_again(kernel_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in kernel_cache.glob("kernels-*.o"):
-        (tmp_path / path.name).symlink_to(path)
+    link_kernels(kernel_cache, tmp_path)
     asked = []
     ask = host._ask
     monkeypatch.setattr(host, "_ask", lambda: asked.append(host._processor_description()) or ask())
@@ -42,9 +44,37 @@ def test_another_processor_is_asked_again(kernel_cache: Path, tmp_path: Path, mo
 
 
 def test_llvm_links_what_the_loader_refuses(
-    kernel_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kernel_cache: Path, library: jit.Library, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(elf, "_CALL", 99)
-    assert isinstance(jit.load(kernel_cache)._image, jit.LLVMImage)
-    (message,) = caplog.messages
-    assert "unknown kind" in message and "LLVM links them" in message
+    linked = jit.load(kernel_cache, own_units())
+    by_llvm = [image for image in linked._images if isinstance(image, jit.LLVMImage)]
+    assert by_llvm and len(by_llvm) == len(caplog.messages)
+    for message in caplog.messages:
+        assert "unknown kind" in message and "LLVM links them" in message
+    assert set(linked.addresses) == set(library.addresses)
+    assert not set(linked.addresses.values()) & set(library.addresses.values())
+
+
+def test_flags_of_the_system_tell_the_levels_that_llvm_finds() -> None:
+    description = host._processor_description()
+    assert description is not None
+    found, known = host.described_host(description), host_target()
+    assert (found.isa, found.levels, found.triple) == (known.isa, known.levels, known.triple)
+    assert all(known.has(feature.removeprefix("+")) for feature in found.features.split(",") if feature)
+
+
+@pytest.mark.parametrize(
+    ("flags", "levels"),
+    [
+        ("fpu sse2 ssse3", ("plain",)),
+        ("avx2 fma", ("plain",)),  # without f16c
+        ("avx2 f16c fma", ("avx2", "plain")),
+        ("avx2 f16c fma avx_vnni", ("avx-vnni", "avx2", "plain")),
+        ("avx2 f16c fma avx512f avx512bw avx512vl", ("avx2", "plain")),
+        ("avx2 f16c fma avx512f avx512bw avx512vl avx512_vnni", ("avx512-vnni", "avx2", "plain")),
+    ],
+)
+def test_levels_follow_from_flags(flags: str, levels: tuple[str, ...]) -> None:
+    found = host.described_host(f"vendor_id\t: x\nflags\t\t: {flags}\nmodel name\t: avx512_vnni\n")
+    assert found.levels == levels and found.isa == levels[0]

@@ -12,7 +12,8 @@ from edgellm.kernels import jit, tune
 from edgellm.kernels.jit import Entry, Library
 from edgellm.kernels.ops import MAX_TILE_ROWS
 from edgellm.kernels.targets import Choice, Target, Tile, from_json, host_target
-from edgellm.kernels.tune import LAYOUTS, ROWS, bf16_ways, tiles
+from edgellm.kernels.tune import QUANTS, ROWS, bf16_ways, tiles
+from edgellm.kernels.units import own_units
 
 WIDE = Target("avx512-vnni", "x86_64-unknown-linux-gnu", "sapphirerapids", "+avx512f,+avx512vnni,+avx512bf16")
 NARROW = Target("avx2", "x86_64-unknown-linux-gnu", "haswell", "+avx2")
@@ -28,8 +29,8 @@ def test_every_tile_and_every_way_computes_the_same_bits() -> None:
         digests |= set(lines)
         counts += Counter(line.partition(":")[0] for line in lines)
     assert len(digests) == len(counts), digests
-    for layout in LAYOUTS:
-        assert counts[f"layout {layout}"] >= len(tiles(host))
+    for quant in QUANTS:
+        assert counts[f"product {quant.name}"] >= len(tiles(host))
     assert counts["attention"] == len(bf16_ways(host))
 
 
@@ -82,3 +83,4 @@ def test_the_host_is_measured_once(library: Library, kernel_cache: Path, monkeyp
     assert measured is not None and measured.tile in tiles(library.target)
     monkeypatch.setattr(jit, "compile_into", None)
     assert jit.load(kernel_cache).target.measured == measured
+    assert jit.load(kernel_cache, own_units()).target.measured == measured

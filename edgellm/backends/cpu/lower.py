@@ -5,6 +5,7 @@ blocks.<group> and slots (memory/layout.py).
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,30 +35,39 @@ class _Lowering:
         self._writer = ProgramWriter(len(graph.operations))
 
     def program(self) -> Program:
-        for op in self._graph.operations:
+        for before, op in pairwise((None, *self._graph.operations)):
+            assert op is not None
             if op.kind == "product":
-                self._product(op)
+                self._product(op, before)
             else:
                 self._operation(op)
         return self._writer.program(tuple(op.label for op in self._graph.operations), self._graph.marks())
 
     def _operation(self, op: Operation) -> None:
         assert op.call is not None or op.kind in KERNELS, f"no kernel for {op}"
+        assert op.kind != "quantize" or not op.reads[0].is_selected, (
+            f"no kernel for rows that are selected already: {op}"
+        )
         record = op.call.record if op.call else KERNELS[op.kind]
         barrier = ops.BARRIER if op.kind != "embed" else ops.NO_BARRIER
         words = self._words(record, {**op.operands, "out": op.operands.get("out", op.output)})
         self._writer.operation(record, kernel=Kernel(op.kind), barrier=barrier, **words)
 
-    def _product(self, op: Operation) -> None:
-        """Where every thread has normalized few rows for itself, none waits for the others."""
+    def _product(self, op: Operation, before: Operation | None) -> None:
+        """Where every thread has just normalized few rows for itself, none waits for the others, unless it would write
+        over what they read.
+        """
         x = op.operands["x"]
         assert isinstance(x, Value)
         place, plan = self._plan.places[x], self._plan
         has_own = place.own is not None
+        is_behind = has_own and before is not None and before.output == x
+        read = {plan.places[value] for value in before.reads} if before else set()
+        may_go_on = is_behind and read.isdisjoint(plan.places[value] for value in op.writes)
         self._writer.operation(
             ops.PRODUCT,
             kernel=Kernel("product"),
-            barrier=ops.BARRIER_OF_MANY if has_own else ops.BARRIER,
+            barrier=ops.BARRIER_OF_MANY if may_go_on else ops.BARRIER,
             parts=self._writer.table([self._part(part) for part in op.parts]),
             part_count=len(op.parts),
             x_codes=Ref("work", place.offset),
@@ -127,7 +137,7 @@ class _Lowering:
             return Ref("weights", table[name].begin)
         quant = self._header.quants[name]
         parts = {part: Ref("weights", table[f"{name}.{part}"].begin) for part in quant.parts(PANEL, quant.group)}
-        kernels = {which: Kernel(f"{which}_{quant.unit}") for which in ops.WEIGHT_HEAD}
+        kernels = {which: Kernel(f"{which}_{quant.kernel}") for which in ops.WEIGHT_HEAD}
         return self._writer.record(quant.record, **kernels, **parts, **quant.numbers())
 
     def _state(self, layer: int) -> Ref:

@@ -124,7 +124,7 @@ class CPURunner:
         row = num_logits = num_spans = 0
         for number, rows in enumerate(batch):
             start, count = rows.sequence.length, len(rows.tokens)
-            assert (start + count) <= len(rows.sequence.blocks) * ops.KV_BLOCK, "room was not reserved"
+            assert rows.sequence.has_room(count), "room was not reserved"
             if count == 1:  # a third of the time that slices take
                 self._tokens[row], self._positions[row], self._sequences[row] = rows.tokens[0], start, number
             else:

@@ -62,7 +62,7 @@ class BlockStore:
         self._sizes = {block_bytes} if state_bytes is None else {block_bytes, state_bytes}
         self._budget = budget_bytes
         self._evicted = EvictedNames(folder)
-        self._max_queued = max(1, MAX_QUEUED // record_bytes(block_bytes))
+        self._max_queued = MAX_QUEUED
         if record_bytes(block_bytes) > budget_bytes:
             self._max_queued = 0
             log.warning(

@@ -25,15 +25,16 @@ class _Item(NamedTuple):
 
 
 class BackgroundWriter:
-    """A bounded queue of blocks, each written by `write(header, record)` on a thread of its own, when it is quiet.
+    """A bounded queue of blocks, or states: `write(header, record)` writes each on a thread of its own, if it is calm.
 
     `write` says False if there is no room for the block. If it raises, nothing is written any more.
     """
 
     def __init__(self, write: Callable[[Header, NDArray[np.uint8]], bool], max_queued: int) -> None:
         self._write = write
-        self._max_queued = max_queued  # blocks
+        self._max_queued = max_queued  # bytes; one may be larger. 0: nothing is taken
         self._queue: dict[bytes, _Item] = {}  # by name; the first is being written
+        self._queued = 0  # bytes
         self._last_put, self._num_flushing = 0.0, 0
         self._changed = threading.Condition()
         self._stopped = False
@@ -45,9 +46,11 @@ class BackgroundWriter:
         with self._changed:
             if header.name in self._queue:
                 return
-            if self._stopped or len(self._queue) >= self._max_queued:
+            is_full = bool(self._queue) and self._queued + header.record_bytes > self._max_queued
+            if self._stopped or is_full or not self._max_queued:
                 self._num_dropped += 1
                 return
+            self._queued += header.record_bytes
             self._last_put = time.monotonic()
             self._queue[header.name] = _Item(header, new_record(data, header.block_bytes), self._last_put)
             if self._thread is None:
@@ -82,6 +85,7 @@ class BackgroundWriter:
             written = self._try_write(item.header, item.record)
             with self._changed:
                 del self._queue[item.header.name]
+                self._queued -= item.header.record_bytes
                 self._num_dropped += not written
                 self._changed.notify_all()
 
@@ -93,7 +97,7 @@ class BackgroundWriter:
             return next(iter(self._queue.values()), None)
 
     def _seconds_to_wait(self) -> float:
-        if self._stopped or self._num_flushing or len(self._queue) > self._max_queued * 3 // 4:
+        if self._stopped or self._num_flushing or self._queued > self._max_queued * 3 // 4:
             return 0.0
         first = next(iter(self._queue.values()))
         return min(self._last_put + QUIET, first.put + LONGEST) - time.monotonic()

@@ -17,6 +17,12 @@ from edgellm.kernels.simd.vectors import i32x16, u8x64
 Dots = Callable[..., Any]
 
 
+@inlined
+def dot_pair(so_far: Any, low: Any, x_low: Any, high: Any, x_high: Any) -> Any:
+    """so_far + low . x_low + high . x_high, i32x16, of codes in 0..63."""
+    return end_4(dot_4(dot_4(begin_4(so_far), low, x_low), high, x_high), so_far)
+
+
 def make_nibble_dots(zero_point: int) -> Callable[[int, int], Dots]:
     """A factory for codes of 4 bits, whose zero point is 0 or 8."""
     assert zero_point in (0, 8), zero_point

@@ -7,6 +7,7 @@ import numpy as np
 
 from edgellm.kernels.cpu.matmul.pieces import Pieces
 from edgellm.kernels.ops import META_BYTES
+from edgellm.kernels.panels import BLOCK
 from edgellm.kernels.simd.arithmetic import fma
 from edgellm.kernels.simd.kernel import kernel
 from edgellm.kernels.simd.memory import (
@@ -51,7 +52,7 @@ def list_outliers(meta: int, blocks: int, tokens: int, rows: int, entries: int) 
 
 def make_add_outliers(pieces: Pieces) -> Callable[..., None]:
     """What the outliers of a tile add to its products with a panel."""
-    code, scale = pieces.code, pieces.scale
+    code, scale, runs, run_inputs = pieces.code, pieces.scale, pieces.runs, BLOCK // pieces.runs
 
     @kernel
     def add_outliers(codes: int, at: Any, out: int, entries: int, count: int) -> None:
@@ -59,8 +60,9 @@ def make_add_outliers(pieces: Pieces) -> Callable[..., None]:
         for i in range(count):
             entry = entries + i * ENTRY_BYTES
             value, block, place = broadcast_f32(entry), load_i32(entry + 4), load_i32(entry + 8)
+            run = block * runs + place // run_inputs
             for h in range(2):
-                weight = code(codes, block, place, h) * scale(at, block, h)
+                weight = code(codes, run, place % run_inputs, h) * scale(at, run, h)
                 to = out + load_i32(entry + 12) + h * 64
                 store_f32x16(to, fma(weight, value, load_f32x16(to)))
 

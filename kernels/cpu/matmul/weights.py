@@ -55,7 +55,7 @@ def make_product(pieces: Pieces) -> Kernel:
 def make_row(pieces: Pieces) -> Kernel:
     """One row of the matrix, as floats."""
     open_panel, code, scale = pieces.open_panel, pieces.code, pieces.scale
-    codes_word, block_bytes = pieces.codes, pieces.block_bytes
+    codes_word, block_bytes, runs, run_inputs = pieces.codes, pieces.block_bytes, pieces.runs, BLOCK // pieces.runs
     has_mins, minimum = pieces.minimum is not None, pieces.minimum or pieces.scale
 
     @kernel
@@ -64,18 +64,18 @@ def make_row(pieces: Pieces) -> Kernel:
         half, lane = index % PANEL // LANES, index % LANES
         codes = load_i64(weight + codes_word) + panel * blocks * block_bytes
         at = open_panel(weight, panel, blocks)
-        for block in range(blocks):
-            weight_scale = scale(at, block, half)
-            for place in range(BLOCK):
-                value = code(codes, block, place, half) * weight_scale
+        for run in range(blocks * runs):
+            weight_scale = scale(at, run, half)
+            for place in range(run_inputs):
+                value = code(codes, run, place, half) * weight_scale
                 if has_mins:
-                    value = value + minimum(at, block, half)
-                store_f32(out + (block * BLOCK + place) * 4, lane_of_f32(value, lane))
+                    value = value + minimum(at, run, half)
+                store_f32(out + (run * run_inputs + place) * 4, lane_of_f32(value, lane))
 
     made: Kernel = row
     return made
 
 
-def weight_kernels(unit: str, pieces: Pieces) -> dict[str, Kernel]:
-    """What the unit of a weight format exports."""
-    return {f"product_{unit}": make_product(pieces), f"row_{unit}": make_row(pieces)}
+def weight_kernels(name: str, pieces: Pieces) -> dict[str, Kernel]:
+    """What a weight format's unit exports, by `Quant.kernel`."""
+    return {f"product_{name}": make_product(pieces), f"row_{name}": make_row(pieces)}

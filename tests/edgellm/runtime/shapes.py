@@ -47,7 +47,7 @@ class Shape:
 
     def __init__(self, name: str) -> None:
         self.network: Network = FAMILY.network(CONFIGS[name].to_json())
-        self.header = _header(self.network, BODIES[name])
+        self.header = packed_header(self.network, BODIES[name])
         self.states: StateLayout = state_layout(self.network, kv_formats()[KV_FORMATS[name]])
         self.graph: Graph = fuse(network_graph(self.network))
         self.plan: Plan = plan(self.graph, STEP)
@@ -55,7 +55,7 @@ class Shape:
         self.program: Program = lower(self.graph, self.plan, self.header, self.states, self.step)
 
 
-def _header(network: Network, body: str) -> PackedHeader:
+def packed_header(network: Network, body: str) -> PackedHeader:
     chosen = {name: quants()["int8-g32" if name in ("embedding", "head") else body] for name in network.matrices()}
     return PackedHeader(
         path=Path("model.edgellm"), nbytes=0, network=network, quants=chosen, provenance={}, report={},
