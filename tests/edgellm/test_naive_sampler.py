@@ -90,7 +90,7 @@ def are_alike(ours: Logprobs | None, theirs: Logprobs | None) -> bool:
 
 
 def test_both_choose_the_same_token_whatever_the_parameters(library: Library) -> None:
-    """A sum of float32 weights may fall on the other side of a bound, about once in a million draws; in these never."""
+    """Of 108,000 rows one did not, at which XTC left what is too unlikely for float32; of these all do."""
     tokens = set()
     for seed in range(200):
         rng, numbers = random.Random(seed), np.random.default_rng(seed)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm.backends.base import Rows, run_step
-from edgellm.backends.cpu.runner import CPURunner
+from edgellm.backends.base import Rows, Runner, run_step
+from edgellm.backends.naive.backend import NaiveBackend
 from edgellm.converters.on_the_fly import pack_on_the_fly
 from edgellm.kernels import jit
 from edgellm.memory.disk.store import BlockStore
@@ -20,20 +20,29 @@ from tests.edgellm.families.tiny_hybrid import make_hybrid_gguf
 from tests.edgellm.prefix_requests import MODEL, changed
 from tests.edgellm.test_equalities import TOKENS, kv_cache_dtype, runner
 
+Run = tuple[Runner, KVCache]
+
 
 @pytest.fixture(scope="module", params=["llama", "hybrid"])
+def path(request: pytest.FixtureRequest, tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    hybrid = tmp_path_factory.mktemp("prefix") / "hybrid.gguf"
+    return tiny_gguf if request.param == "llama" else make_hybrid_gguf(hybrid)
+
+
+@pytest.fixture(scope="module", params=["cpu", "naive"])
 def run(
-    request: pytest.FixtureRequest, library: jit.Library, tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[CPURunner, KVCache]]:
-    folder = tmp_path_factory.mktemp("prefix")
-    path = tiny_gguf if request.param == "llama" else make_hybrid_gguf(folder / "hybrid.gguf")
-    packed = open_packed(pack_on_the_fly(path, folder))
+    request: pytest.FixtureRequest, library: jit.Library, path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Run]:
+    packed = open_packed(pack_on_the_fly(path, tmp_path_factory.mktemp("prefix")))
     assert kv_cache_dtype(packed) == "bf16"
-    with runner(library, packed) as made:
-        yield made
+    with runner(library, packed) as (cpu, cache):
+        if request.param == "cpu":
+            yield cpu, cache
+        else:
+            yield NaiveBackend().open(packed, cache, context=512, max_rows=320, max_logit_rows=320), cache
 
 
-def answer(run: tuple[CPURunner, KVCache], prefix: PrefixCache, tokens: list[int]) -> tuple[CacheReport, np.ndarray]:
+def answer(run: Run, prefix: PrefixCache, tokens: list[int]) -> tuple[CacheReport, np.ndarray]:
     """Logits of a text's tokens that are not cached; its last token is a step of its own, as the engine has it."""
     engine, _ = run
     sequence, report = prefix.begin(tokens)
@@ -50,7 +59,7 @@ def answer(run: tuple[CPURunner, KVCache], prefix: PrefixCache, tokens: list[int
     return report, np.concatenate(parts)
 
 
-def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[CPURunner, KVCache]) -> None:
+def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: Run) -> None:
     """An edited text resumes where it was edited, or, with recurrent states, where one before was kept: nowhere."""
     prefix = PrefixCache(run[1], model=MODEL)
     edited = changed(TOKENS, 77)
@@ -67,7 +76,7 @@ def test_logits_behind_a_cached_prefix_are_those_of_a_fresh_text(run: tuple[CPUR
     prefix.forget()
 
 
-def test_logits_after_a_restart_are_those_of_a_fresh_text(run: tuple[CPURunner, KVCache], tmp_path: Path) -> None:
+def test_logits_after_a_restart_are_those_of_a_fresh_text(run: Run, tmp_path: Path) -> None:
     layout = run[1].layout
 
     def store() -> BlockStore:
@@ -101,7 +110,7 @@ def spoil(cache: KVCache) -> None:
 
 
 def test_logits_after_a_state_kept_within_a_known_text_are_those_of_a_fresh_text(
-    run: tuple[CPURunner, KVCache],
+    run: Run,
 ) -> None:
     """Of texts that share a beginning, the second resumes where the first had a state; blocks go on being shared."""
     engine, cache = run

@@ -7,6 +7,7 @@ import pytest
 import edgellm
 from edgellm import Model, SamplingParams
 from edgellm.kernels.kv_formats import kv_formats
+from tests.edgellm.engine.conftest import on_both_backends
 
 PARAMS = SamplingParams(max_tokens=12, temperature=0.8, seed=3, speculation="off")
 TEXT = [5 + (7 * at) % 250 for at in range(150)]
@@ -19,8 +20,9 @@ def answer(model: Model, prompt: list[int]) -> tuple[list[int], int, str]:
     return ids, stream.usage.num_cached_tokens, model.explain(stream.cache_report)
 
 
-def test_a_cached_prompt_gives_the_same_text_and_says_how_much_was_cached(tiny_gguf: Path) -> None:
-    with edgellm.load(tiny_gguf, threads=2) as model:
+@on_both_backends
+def test_a_cached_prompt_gives_the_same_text_and_says_how_much_was_cached(tiny_gguf: Path, backend: str) -> None:
+    with edgellm.load(tiny_gguf, backend=backend, threads=2) as model:
         fresh, cached, why = answer(model, TEXT)
         assert cached == 0 and "never seen" in why
         again, cached, why = answer(model, TEXT)
@@ -33,15 +35,16 @@ def test_a_cached_prompt_gives_the_same_text_and_says_how_much_was_cached(tiny_g
         model.check_integrity()
 
 
-def test_a_restart_finds_what_was_cached(tiny_gguf: Path, tmp_path: Path) -> None:
+@on_both_backends
+def test_a_restart_finds_what_was_cached(tiny_gguf: Path, tmp_path: Path, backend: str) -> None:
     folder = tmp_path / "prefixes"
-    with edgellm.load(tiny_gguf, threads=1, prefix_cache=folder) as model:
+    with edgellm.load(tiny_gguf, backend=backend, threads=1, prefix_cache=folder) as model:
         fresh, _, _ = answer(model, TEXT)
-    with edgellm.load(tiny_gguf, threads=2, prefix_cache=folder) as model:
+    with edgellm.load(tiny_gguf, backend=backend, threads=2, prefix_cache=folder) as model:
         again, cached, why = answer(model, TEXT)
         assert (again, cached) == (fresh, len(TEXT) - 1)
         assert f"{cached} of them from disk" in why
-    with edgellm.load(tiny_gguf, threads=1, prefix_cache=folder, kv_cache_dtype="int8") as model:
+    with edgellm.load(tiny_gguf, backend=backend, threads=1, prefix_cache=folder, kv_cache_dtype="int8") as model:
         _, cached, why = answer(model, TEXT)
         assert cached == 0 and "another model file or KV format" in why
 

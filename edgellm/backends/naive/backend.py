@@ -71,8 +71,8 @@ class NaiveRunner:
         self._batch, self._rows, self._wanted, self._values = batch, [], [], {}
         for rows in batch:
             first, sequence = rows.sequence.length, rows.sequence
-            end = first + len(rows.tokens)
-            assert end <= min(len(sequence.blocks) * KV_BLOCK, self._context), "room was not reserved"
+            assert sequence.has_room(len(rows.tokens)), "room was not reserved"
+            assert first + len(rows.tokens) <= self._context
             self._wanted += [len(self._rows) + index for index in rows.logits]
             self._rows += [_Row(token, first + at, sequence) for at, token in enumerate(rows.tokens)]
         assert 0 < len(self._rows) <= self.max_rows and len(self._wanted) <= self.max_logit_rows
