@@ -18,7 +18,7 @@ demo: $(BIN)/edgellm
 test: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	rm -rf build/typed && $(BIN)/python -m pip install --quiet --no-deps --target build/typed .
+	rm -rf build/lib build/typed && $(BIN)/python -m pip install --quiet --no-deps --target build/typed .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 	$(BIN)/pytest
 
