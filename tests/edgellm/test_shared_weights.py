@@ -17,7 +17,7 @@ import sys
 import edgellm
 model = edgellm.load(sys.argv[1], threads=1)
 model.logits([1, 2, 3])
-model.packed.weights["embedding"].codes.sum()
+model.packed.weights["embedding"].parts["codes"].sum()
 print("ready", flush=True)
 sys.stdin.read()
 model.close()
