@@ -105,8 +105,7 @@ class Codebook(Quant):
 
     def first_scales(self, groups: Floats) -> Floats:
         """Of groups [N][C/G][G]: the largest magnitude is the table's last entry."""
-        scales: Floats = np.abs(groups).max(axis=2) / np.float32(self.table[-1])
-        return scales
+        return (np.abs(groups).max(axis=2) / np.float32(self.table[-1])).astype(np.float32)
 
     @np.errstate(over="ignore", invalid="ignore")
     def encode(self, values: Floats) -> Parts:
@@ -211,8 +210,7 @@ class MXFP4(Codebook):
 
     def first_scales(self, groups: Floats) -> Floats:
         """The largest magnitude is in 4..8 before e2m1 cuts it to 6, as the specification wants it."""
-        scales: Floats = np.abs(groups).max(axis=2) / np.float32(8)
-        return scales
+        return (np.abs(groups).max(axis=2) / np.float32(8)).astype(np.float32)
 
     def from_gguf(self, data: Bytes) -> Parts:
         blocks = data.reshape(len(data), -1, 17)
