@@ -43,7 +43,7 @@ class Record:
     """Names of the int64 words of a record; `record.name` is the byte offset of a word."""
 
     def __init__(self, *names: str) -> None:
-        self.names = names
+        self.names, self.set_of_names = names, frozenset(names)
         for index, name in enumerate(names):
             setattr(self, name, 8 * index)
 

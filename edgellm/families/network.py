@@ -163,6 +163,9 @@ class Network:
     def __post_init__(self) -> None:
         check_multiple("width", self.width)
 
+    def __hash__(self) -> int:
+        return hash((self.family, self.width, self.vocabulary, len(self.layers)))
+
     @property
     def head(self) -> str:
         """The matrix whose products with a row are its logits."""

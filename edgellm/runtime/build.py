@@ -1,10 +1,13 @@
 """A network's graph, as its family says it."""
 
+from functools import lru_cache
+
 from edgellm.families import find_family
 from edgellm.families.network import Network
 from edgellm.runtime.graph import Graph, GraphBuilder
 
 
+@lru_cache(maxsize=4)  # which kernels a model needs is asked before it is opened
 def network_graph(network: Network) -> Graph:
     """What a step of a network computes."""
     builder = GraphBuilder(len(network.layers))

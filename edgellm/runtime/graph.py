@@ -21,6 +21,7 @@ and kernels of the family's own. The passes of fuse.py join them into what our k
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -44,6 +45,9 @@ class Value:
     width: int
     is_quantized: bool = False
     is_selected: bool = False  # of the rows whose logits are wanted only
+
+    def __hash__(self) -> int:
+        return self.number  # passes look values up by the thousand
 
 
 class Tensor(NamedTuple):
@@ -109,12 +113,12 @@ class Operation:
         assert isinstance(value, int), (name, value)
         return value
 
-    @property
+    @cached_property
     def reads(self) -> tuple[Value, ...]:
         operands = (self.operands, *(part.operands for part in self.parts))
         return tuple(value for named in operands for value in named.values() if isinstance(value, Value))
 
-    @property
+    @cached_property
     def writes(self) -> tuple[Value, ...]:
         outputs = (self.output, *(part.output for part in self.parts))
         return tuple(value for value in outputs if value is not None)

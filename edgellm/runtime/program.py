@@ -10,6 +10,7 @@ Bound, it is the table that a team walks; written out, it is what another machin
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -82,15 +83,16 @@ class ProgramWriter:
     """Collects records; the operations come first."""
 
     def __init__(self, num_operations: int) -> None:
-        self._words: list[Word] = [0] * (num_operations * OPERATION_WORDS)
+        self._numbers = [0] * (num_operations * OPERATION_WORDS)
+        self._places: dict[int, str] = {}
+        self._calls: dict[int, str] = {}
         self._num_written = 0
         self._records: dict[tuple[Word, ...], Ref] = {}
 
     def operation(self, record: Record, **words: Word) -> None:
         """The next operation."""
-        values = in_order(record, words)
-        begin = self._num_written * OPERATION_WORDS
-        self._words[begin : begin + len(values)] = values
+        values, begin = in_order(record, words), self._num_written * OPERATION_WORDS
+        self._numbers[begin : begin + len(values)] = self._noted(begin, values)
         self._num_written += 1
 
     def record(self, record: Record, **words: Word) -> Ref:
@@ -99,21 +101,34 @@ class ProgramWriter:
 
     def table(self, rows: list[tuple[Word, ...]]) -> Ref:
         """Records one after the other."""
-        words = tuple(word for row in rows for word in row)
+        words = tuple(chain.from_iterable(rows))
         if words not in self._records:
-            self._records[words] = Ref(RECORDS, 8 * len(self._words))
-            self._words += words
+            begin = len(self._numbers)
+            self._records[words] = Ref(RECORDS, 8 * begin)
+            self._numbers += self._noted(begin, words)
         return self._records[words]
 
     def program(self, labels: tuple[str, ...], marks: Mapping[Mark, int]) -> Program:
         assert self._num_written == len(labels), (self._num_written, labels)
-        numbers = [word if isinstance(word, int) else getattr(word, "offset", 0) for word in self._words]
-        places = {at: word.arena for at, word in enumerate(self._words) if isinstance(word, Ref)}
-        calls = {at: word.name for at, word in enumerate(self._words) if isinstance(word, Kernel)}
-        return Program(np.array(numbers, np.int64), places, calls, labels, marks)
+        return Program(np.array(self._numbers, np.int64), self._places, self._calls, labels, marks)
+
+    def _noted(self, begin: int, words: tuple[Word, ...]) -> list[int]:
+        """The words as numbers, after noting which of them are addresses."""
+        numbers = []
+        for index, word in enumerate(words, begin):
+            if type(word) is Ref:
+                self._places[index] = word.arena
+                numbers.append(word.offset)
+            elif type(word) is Kernel:
+                self._calls[index] = word.name
+                numbers.append(0)
+            else:
+                assert isinstance(word, int), word
+                numbers.append(word)
+        return numbers
 
 
 def in_order(record: Record, words: Mapping[str, Word]) -> tuple[Word, ...]:
     """The words of a record; every one must be named, and only words."""
-    assert set(words) == set(record.names), set(words) ^ set(record.names)
-    return tuple(words[name] for name in record.names)
+    assert words.keys() == record.set_of_names, words.keys() ^ record.set_of_names
+    return tuple([words[name] for name in record.names])

@@ -33,6 +33,7 @@ class _Lowering:
         self._graph, self._plan, self._header = graph, plan, header
         self._states, self._step = states, step
         self._writer = ProgramWriter(len(graph.operations))
+        self._states_of: dict[int, Ref] = {}  # by layer: four words of a program name each
 
     def program(self) -> Program:
         for before, op in pairwise((None, *self._graph.operations)):
@@ -110,7 +111,7 @@ class _Lowering:
         for name, operand in operands.items():
             if isinstance(operand, Value):
                 named |= _value_words(name, operand, self._plan.places[operand])
-            else:
+            elif name in record.names:
                 named[name] = self._operand(operand)
         return {name: named[name] for name in record.names if name not in ops.HEAD}
 
@@ -119,7 +120,9 @@ class _Lowering:
             case Tensor():
                 return self._tensor(operand.name)
             case LayerState():
-                return self._state(operand.layer)
+                if operand.layer not in self._states_of:
+                    self._states_of[operand.layer] = self._state(operand.layer)
+                return self._states_of[operand.layer]
             case RopeTable():
                 return Ref("tables", self._plan.rope[operand])
             case float():
