@@ -3,6 +3,7 @@ from kept states and after a restart.
 """
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,8 @@ def without_shift(asked: Asked) -> Asked:
 
 REQUESTS = [without_shift(asked) for asked in random_requests(1000, seed=5)]
 FEW = REQUESTS[:100]  # for what is tried in many ways
+# Without kernels a request takes half a second, so that as many as with them are for a patient person
+NAIVE_REQUESTS = int(os.environ.get("EDGELLM_NAIVE_REQUESTS", "20"))
 TEXT = [5 + (7 * at) % 250 for at in range(150)]
 GREEDY = SamplingParams(max_tokens=12, speculation="off", logit_bias={2: -1e9})
 
@@ -55,10 +58,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_hybrid_gguf(tmp_path_factory.mktemp("hybrid") / "tiny.gguf")
 
 
-def answers_alone(path: Path, requests: list[Asked]) -> list[Given]:
+def answers_alone(path: Path, requests: list[Asked], **options: str) -> list[Given]:
     """One after the other, without drafts, by an engine that forgets what was before, and one thread."""
     answers = []
-    with edgellm.load(path, threads=1, context=CONTEXT) as model:
+    with edgellm.load(path, threads=1, context=CONTEXT, **options) as model:
         for asked in requests:
             answers.append(answer(model, replace(asked, params=replace(asked.params, speculation="off"))))
             model.engine.prefixes.forget()
@@ -70,9 +73,11 @@ def alone(path: Path, _session_home: None) -> list[Given]:
     return answers_alone(path, REQUESTS)
 
 
-def run_together(path: Path, requests: list[Asked], *, streams: int = 8, threads: int = 2) -> list[Given]:
+def run_together(
+    path: Path, requests: list[Asked], *, streams: int = 8, threads: int = 2, **options: str
+) -> list[Given]:
     """With all memory free at the end."""
-    with edgellm.load(path, context=CONTEXT, threads=threads) as model:
+    with edgellm.load(path, context=CONTEXT, threads=threads, **options) as model:
         answers = answer_together(model, requests, streams=streams)
         model.check_integrity()
     return answers
@@ -94,6 +99,13 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 
 def test_a_thousand_requests_together_equal_each_alone(path: Path, alone: list[Given]) -> None:
     assert_equal(REQUESTS, run_together(path, REQUESTS, streams=14), alone)
+
+
+def test_the_naive_backend_gives_the_same_alone_and_together(path: Path) -> None:
+    for begin in range(0, NAIVE_REQUESTS, 20):
+        requests = REQUESTS[begin : begin + 20]
+        together = run_together(path, requests, backend="naive")
+        assert_equal(requests, together, answers_alone(path, requests, backend="naive"))
 
 
 def test_threads_do_not_change_a_bit(path: Path, alone: list[Given]) -> None:
