@@ -13,8 +13,7 @@ import pytest
 
 from tests.tiny import make_tiny_gguf
 
-if sys.platform == "win32":
-    pytest.skip("pseudo-terminals are a thing of Unix", allow_module_level=True)
+termios = pytest.importorskip("termios", reason="pseudo-terminals are a thing of Unix")
 
 SECONDS = 30.0
 NEVER_ENDS = ["--logit-bias", "0=-1000", "--logit-bias", "2=-1000"]
@@ -37,6 +36,8 @@ class Talk:
         self.screen = ""
 
     def type(self, text: str) -> None:
+        """Once keys are read: the prompt of a dumb terminal comes earlier, and until then Ctrl-C is lost."""
+        self.wait_until(lambda screen: not termios.tcgetattr(self._master)[3] & termios.ISIG)
         os.write(self._master, text.encode())
 
     def wait_for(self, text: str) -> None:
