@@ -1,7 +1,9 @@
 """The front door: from a name or a file to a model."""
 
+import contextlib
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgellm.backends import BACKENDS, load_backend
@@ -55,37 +57,46 @@ def load(
         raise OptionError(f"kv_cache_dtype {kv_cache_dtype!r} must be one of: {', '.join(kv_formats())}")
     processors = available_processors().count
     threads = processors if threads is None else _whole("threads", threads, MAX_THREADS)
-    packed = open_packed(find_model(model, progress))
-    draft_packed = None if draft is None else open_packed(find_model(draft, progress))
-    trained = packed.network.context
-    context = min(trained, DEFAULT_CONTEXT) if context is None else _whole("context", context, trained)
-    headers, kv_dtypes = [packed.header], [kv_cache_dtype]
-    if draft_packed is not None:
-        headers, kv_dtypes = [*headers, draft_packed.header], [*dict.fromkeys([kv_cache_dtype, DRAFT_KV_CACHE_DTYPE])]
-    made = load_backend(
-        backend,
-        headers,
-        kv_dtypes,
-        cache_folder() / "kernels",
-        threads=threads,
-        processors=processors,
-        isa=isa,
-        progress=progress,
-    )
+    path, draft_path = find_model(model, progress), None if draft is None else find_model(draft, progress)
+    with _without_collections():
+        packed = open_packed(path)
+        draft_packed = None if draft_path is None else open_packed(draft_path)
+        trained = packed.network.context
+        context = min(trained, DEFAULT_CONTEXT) if context is None else _whole("context", context, trained)
+        headers, kv_dtypes = [packed.header], [kv_cache_dtype]
+        if draft_packed is not None:
+            headers.append(draft_packed.header)
+            kv_dtypes = [*dict.fromkeys([kv_cache_dtype, DRAFT_KV_CACHE_DTYPE])]
+        made = load_backend(
+            backend, headers, kv_dtypes, cache_folder() / "kernels",
+            threads=threads, processors=processors, isa=isa, progress=progress,
+        )  # fmt: skip
+        try:
+            return Model(
+                packed,
+                made,
+                context=context,
+                kv_cache_dtype=kv_cache_dtype,
+                kv_memory=kv_memory,
+                draft=draft_packed,
+                prefix_cache=None if prefix_cache is None else Path(prefix_cache),
+                prefix_cache_bytes=prefix_cache_bytes,
+            )
+        except BaseException:
+            made.close()  # no thread is left of a model that did not come to be
+            raise
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """What is made while a model loads stays as long as the model: looking for garbage in it took a tenth of a start."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        return Model(
-            packed,
-            made,
-            context=context,
-            kv_cache_dtype=kv_cache_dtype,
-            kv_memory=kv_memory,
-            draft=draft_packed,
-            prefix_cache=None if prefix_cache is None else Path(prefix_cache),
-            prefix_cache_bytes=prefix_cache_bytes,
-        )
-    except BaseException:
-        made.close()  # no thread is left of a model that did not come to be
-        raise
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def find_model(model: str | os.PathLike[str], progress: Progress | None = None) -> Path:

@@ -70,7 +70,7 @@ class Rig:
     def weight(self, matrix: QuantizedMatrix) -> int:
         """The address of a matrix as kernels take it."""
         parts = {name: address(part) for name, part in self.keep(matrix).parts.items()}
-        kernels = {which: self.library.addresses[f"{which}_{matrix.quant.unit}"] for which in ops.WEIGHT_HEAD}
+        kernels = {which: self.library.addresses[f"{which}_{matrix.quant.kernel}"] for which in ops.WEIGHT_HEAD}
         return self.record(matrix.quant.record, **kernels, **parts, **matrix.quant.numbers())
 
     def cache(self, kv_format: str, blocks: NDArray[np.uint8], table: NDArray[np.int32], head_size: int) -> int:

@@ -27,7 +27,10 @@ for unit, kernels in compile_units(Target(*sys.argv[1:]), own_units()):
 json.dump(texts, sys.stdout)
 """
 Functions = dict[str, str]  # the assembly of each, by its mangled name
-WEIGHT_UNITS = {quant.unit for quant in quants().values()}
+WEIGHT_KERNELS = {
+    unit: {quant.kernel for quant in quants().values() if quant.unit == unit}
+    for unit in {quant.unit for quant in quants().values()}
+}
 
 
 def x86(isa: str, *more: str, cpu: str | None = None) -> Target:
@@ -69,13 +72,13 @@ def functions(target: Target) -> dict[str, Functions]:
 def test_tiles_use_the_instruction_that_the_target_is_for(name: str) -> None:
     """In each weight format a tile of every height, but for small ones that became part of their caller."""
     target, instruction = TARGETS[name]
-    heights = len(target.heights)
-    for unit in WEIGHT_UNITS:
-        found = functions(target)[unit]
+    for unit, kernels in WEIGHT_KERNELS.items():
+        found, heights = functions(target)[unit], len(target.heights) * len(kernels)
         tiles = [text for function, text in found.items() if re.search("make_tile.*4tile", function)]
-        (caller,) = [text for function, text in found.items() if re.search("make_product.*7product", function)]
-        inlined = bool(re.search(instruction, caller))
-        assert heights - 1 <= len(tiles) + inlined <= heights, unit
+        callers = [text for function, text in found.items() if re.search("make_product.*7product", function)]
+        assert len(callers) == len(kernels), unit
+        inlined = sum(bool(re.search(instruction, caller)) for caller in callers)
+        assert heights - len(kernels) <= len(tiles) + inlined <= heights, unit
         for text in tiles:
             assert re.search(instruction, text), unit
 

@@ -10,6 +10,7 @@ import pytest
 from edgellm.kernels import elf, host, jit
 from edgellm.kernels.targets import host_target
 from edgellm.kernels.units import own_units
+from tests.edgellm.families.tiny_hybrid import UNIT
 from tests.kernels.caches import link_kernels
 
 pytestmark = pytest.mark.skipif(not elf.RUNS_HERE, reason="elsewhere LLVM links, and is asked for the processor")
@@ -20,6 +21,7 @@ def test_a_warm_start_does_without_llvm(kernel_cache: Path, library: jit.Library
 import pathlib, sys
 from edgellm.kernels import jit
 from edgellm.kernels.units import own_units
+from tests.edgellm.families.tiny_hybrid import UNIT
 print(jit.load(pathlib.Path({str(kernel_cache)!r}), own_units()).target)
 assert not {{"llvmlite", "numba"}} & set(sys.modules)
 """
@@ -47,7 +49,7 @@ def test_llvm_links_what_the_loader_refuses(
     kernel_cache: Path, library: jit.Library, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(elf, "_CALL", 99)
-    linked = jit.load(kernel_cache, own_units())
+    linked = jit.load(kernel_cache, [*own_units(), UNIT])
     by_llvm = [image for image in linked._images if isinstance(image, jit.LLVMImage)]
     assert by_llvm and len(by_llvm) == len(caplog.messages)
     for message in caplog.messages:
