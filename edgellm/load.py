@@ -89,7 +89,7 @@ def load(
 
 @contextlib.contextmanager
 def _without_collections() -> Iterator[None]:
-    """What is made while a model loads stays as long as the model: looking for garbage in it took a tenth of a start."""
+    """What is made while a model loads stays as long as it: looking for garbage there took a tenth of a start."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -105,7 +105,8 @@ class Codebook(Quant):
 
     def first_scales(self, groups: Floats) -> Floats:
         """Of groups [N][C/G][G]: the largest magnitude is the table's last entry."""
-        return (np.abs(groups).max(axis=2) / np.float32(self.table[-1])).astype(np.float32)
+        scales: Floats = (np.abs(groups).max(axis=2) / np.float32(self.table[-1])).astype(np.float32)
+        return scales
 
     @np.errstate(over="ignore", invalid="ignore")
     def encode(self, values: Floats) -> Parts:
@@ -210,7 +211,8 @@ class MXFP4(Codebook):
 
     def first_scales(self, groups: Floats) -> Floats:
         """The largest magnitude is in 4..8 before e2m1 cuts it to 6, as the specification wants it."""
-        return (np.abs(groups).max(axis=2) / np.float32(8)).astype(np.float32)
+        scales: Floats = (np.abs(groups).max(axis=2) / np.float32(8)).astype(np.float32)
+        return scales
 
     def from_gguf(self, data: Bytes) -> Parts:
         blocks = data.reshape(len(data), -1, 17)
