@@ -6,7 +6,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-RELEASES="trixie"
+RELEASES="sid"
 VARIABLES=$(compgen -e | grep -iE '^(pip|ssl_cert)_|_proxy$')
 target=${1:-test}
 

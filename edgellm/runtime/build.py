@@ -3,13 +3,18 @@
 from functools import lru_cache
 
 from edgellm.families import find_family
+from edgellm.families.base import Family
 from edgellm.families.network import Network
 from edgellm.runtime.graph import Graph, GraphBuilder
 
 
-@lru_cache(maxsize=4)  # which kernels a model needs is asked before it is opened
 def network_graph(network: Network) -> Graph:
     """What a step of a network computes."""
+    return _build(find_family(network.family), network)
+
+
+@lru_cache(maxsize=4)  # which kernels a model needs is asked before it is opened
+def _build(family: Family, network: Network) -> Graph:
     builder = GraphBuilder(len(network.layers))
-    find_family(network.family).build(network, builder)
+    family.build(network, builder)
     return builder.graph()
