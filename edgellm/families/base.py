@@ -31,6 +31,9 @@ class Family(Protocol):
 
     name: str  # of the architecture, in GGUF and packed files
 
+    def __hash__(self) -> int:
+        """By identity, or whatever tells one family from another: graphs are kept for it."""
+
     def read_gguf(self, metadata: Metadata, tensors: Collection[str]) -> Network:
         """The network that a GGUF file describes, by its metadata and the names of its tensors."""
 
