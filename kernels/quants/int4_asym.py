@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.panels import GROUPS, pack_nibbles, unpack_nibbles
+from edgellm.kernels.panels import GROUPS
 from edgellm.kernels.quants.quant import GroupedQuant, Parts, Transcode, grouped_record
 
 if TYPE_CHECKING:
@@ -41,12 +41,6 @@ class Int4Asym(GroupedQuant):
         scales, mins = (np.ascontiguousarray(blocks[:, :, at : at + 2]).view(np.float16)[:, :, 0] for at in (0, 2))
         nibbles = blocks[:, :, 4:]
         return self.pack(np.concatenate((nibbles & 15, nibbles >> 4), axis=2).reshape(len(data), -1), scales, mins)
-
-    def pack_codes(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return pack_nibbles(codes, self.zero_point)
-
-    def unpack_codes(self, packed: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
-        return unpack_nibbles(packed, rows)
 
 
 QUANTS = tuple(map(Int4Asym, GROUPS))

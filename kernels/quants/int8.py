@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.panels import GROUPS, pack_bytes, unpack_bytes
+from edgellm.kernels.panels import GROUPS
 from edgellm.kernels.quants.quant import GroupedQuant, Parts, Transcode, grouped_record
 
 if TYPE_CHECKING:
@@ -37,12 +37,6 @@ class Int8(GroupedQuant):
         blocks = data.reshape(len(data), -1, 34)
         scales = np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0]
         return self.pack((blocks[:, :, 2:] ^ np.uint8(0x80)).reshape(len(data), -1), scales)
-
-    def pack_codes(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return pack_bytes(codes, self.zero_point)
-
-    def unpack_codes(self, packed: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
-        return unpack_bytes(packed, rows)
 
 
 QUANTS = tuple(map(Int8, GROUPS))

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.kernels.ops import WEIGHT_HEAD, Record
-from edgellm.kernels.panels import PANEL, pack_per_row, padded_rows, unpack_per_row
+from edgellm.kernels.panels import (
+    PANEL,
+    pack_bytes,
+    pack_nibbles,
+    pack_per_row,
+    padded_rows,
+    unpack_bytes,
+    unpack_nibbles,
+    unpack_per_row,
+)
 
 Parts = dict[str, NDArray[Any]]  # of some rows of a matrix, by name
 Transcode = Callable[[NDArray[np.uint8]], Parts]  # rows of a foreign type, uint8 [N][bytes] -> the same, regrouped
@@ -77,7 +86,7 @@ class Quant(ABC):
 
 
 class GroupedQuant(Quant):
-    """Codes, and a float16 scale for every row and group of G inputs, with or without a minimum beside it."""
+    """Codes of 4 or 8 bits, and for every row and group of G inputs a float16 scale, or a scale and a minimum."""
 
     has_minimums: ClassVar[bool] = False
     zero_point: ClassVar[int]  # what a stored code stands for is code - zero_point
@@ -115,13 +124,13 @@ class GroupedQuant(Quant):
             result += np.repeat(unpack_per_row(parts["mins"], rows).astype(np.float32), self.group, axis=1)
         return result
 
-    @abstractmethod
     def pack_codes(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Codes uint8 [N][C] -> the bytes that kernels read."""
+        """Codes uint8 [N][C] -> nibbles or bytes as panels.py draws them."""
+        return (pack_nibbles if self.bits == 4 else pack_bytes)(codes, self.zero_point)
 
-    @abstractmethod
     def unpack_codes(self, packed: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
         """The inverse of `pack_codes`."""
+        return (unpack_nibbles if self.bits == 4 else unpack_bytes)(packed, rows)
 
     def rounded(
         self, groups: NDArray[np.float32], scales: NDArray[np.floating], lowest: int, highest: int
