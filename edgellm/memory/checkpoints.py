@@ -24,22 +24,17 @@ class Checkpoints:
 
     def add(self, parent: bytes, tokens: Tokens, slot: int) -> bool:
         """Keep a held slot, unless there is one for the text already; whether it is new."""
-        known = self._by_parent.setdefault(parent, {})
-        if tokens in known or slot in self._by_slot:
+        if tokens in self._by_parent.get(parent, {}) or slot in self._by_slot:
             return False
-        known[tokens] = slot
+        self._by_parent.setdefault(parent, {})[tokens] = slot
         self._by_slot[slot] = parent, tokens
         self._slots.remember(slot, 0)
         return True
 
-    def find(self, parent: bytes, rest: Seq[int], most: int) -> tuple[int, int] | None:
-        """Of texts that go on after a block like `rest`, the one of most tokens, `most` at most: (tokens, slot)."""
+    def find(self, parent: bytes, rest: Seq[int]) -> tuple[int, int] | None:
+        """Of texts that go on after a block as `rest` begins, the longest: (its tokens after the block, slot)."""
         known = self._by_parent.get(parent, {})
-        fitting = (
-            (len(tokens), slot)
-            for tokens, slot in known.items()
-            if len(tokens) <= most and tokens == tuple(rest[: len(tokens)])
-        )
+        fitting = ((len(tokens), slot) for tokens, slot in known.items() if tokens == tuple(rest[: len(tokens)]))
         return max(fitting, default=None)
 
     def check_integrity(self) -> None:
@@ -48,6 +43,7 @@ class Checkpoints:
             (parent, tokens): slot for parent, known in self._by_parent.items() for tokens, slot in known.items()
         }
         assert entries == {text: slot for slot, text in self._by_slot.items()}
+        assert all(self._by_parent.values()), "a block without states is remembered"
         assert all(map(self._slots.is_known, self._by_slot)), self._by_slot
         assert self._slots.num_known == len(self._by_slot), (self._slots.num_known, len(self._by_slot))
 

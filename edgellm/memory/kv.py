@@ -94,16 +94,16 @@ class KVCache(Pool):
         if self.is_recurrent:
             assert self.slots.holds(ZERO_SLOT) >= 1 and not self.store.read_slot(ZERO_SLOT).any()
 
-    def _place(self, block: int, group: int) -> int:
-        place = block if group == 0 else self.windows[group - 1].place_of[block]
-        assert place != NOWHERE, (block, group)
-        return place
-
     def check_nothing_is_held(self) -> None:
         """No sequence holds a block, a place in a window, or a slot."""
         for pool in (self, *(window.pool for window in self.windows)):
             assert pool.num_free == pool.size, [place for place in range(pool.size) if pool.holds(place)]
         assert self.slots.num_free == self.slots.size - self.is_recurrent
+
+    def _place(self, block: int, group: int) -> int:
+        place = block if group == 0 else self.windows[group - 1].place_of[block]
+        assert place != NOWHERE, (block, group)
+        return place
 
     def _detach(self, block: int) -> None:
         for window in self.windows:

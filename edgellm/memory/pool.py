@@ -88,11 +88,6 @@ class Pool:
             del self._evictable[place]
             self._set_free(place)
 
-    def touch(self, place: int) -> None:
-        """An evictable place is now the most recently used."""
-        if place in self._evictable:
-            self._evictable.move_to_end(place)
-
     def evict(self) -> bool:
         """Free the evictable place least recently used; False if there is none."""
         if not self._evictable:

@@ -278,7 +278,7 @@ class PrefixCache:
 
     def _find_state(self, parent: Node, rest: Seq[int]) -> tuple[int, int] | None:
         """The kept state of a text that goes on after a block as `rest` does: how many tokens of it, and the slot."""
-        found = self._checkpoints.find(parent.name, rest, len(rest))
+        found = self._checkpoints.find(parent.name, rest)
         if self._store is None or (found is not None and found[0] == len(rest)):
             return found
         stored = [tokens for _, tokens in self._store.children(states_after(parent.name))]

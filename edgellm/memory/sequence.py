@@ -15,7 +15,7 @@ class Sequence:
     """
 
     def __init__(self, cache: KVCache) -> None:
-        self._cache = cache
+        self.cache = cache
         self.blocks: list[int] = []
         self.length = 0  # tokens whose keys and values are in the cache
         self.names: list[bytes] = []  # of the first full blocks: those that the prefix cache knows
@@ -24,10 +24,6 @@ class Sequence:
         self._step_begin = 0  # the length before the last step
         self._slot_before: int | None = None  # the slot then; None before a step, and where there are no such states
         self._seen = [0] * len(cache.windows)  # of each window, the first block whose place is held
-
-    @property
-    def cache(self) -> KVCache:
-        return self._cache
 
     def reserve(self, num_tokens: int, *, goes_on: bool = False) -> None:
         """Make room for `num_tokens` in all, before those after `length` are written. What `goes_on` is one step with
@@ -42,7 +38,7 @@ class Sequence:
         Errors: KVMemoryError, with nothing changed but that there may be a copy, and places may be given back that no
         window shows any more.
         """
-        cache = self._cache
+        cache = self.cache
         if not goes_on:
             self._forget_step_before()
             self._leave_behind()
@@ -65,10 +61,10 @@ class Sequence:
         cost after them can be measured. Errors: KVMemoryError.
         """
         count = -(-num_tokens // KV_BLOCK)
-        for window in self._cache.windows:
+        for window in self.cache.windows:
             window.pool.check_room(count - window.first_seen(num_tokens))
-        self.blocks, self.length = self._cache.allocate_many(count), num_tokens
-        for number, window in enumerate(self._cache.windows):
+        self.blocks, self.length = self.cache.allocate_many(count), num_tokens
+        for number, window in enumerate(self.cache.windows):
             self._seen[number] = window.first_seen(num_tokens)
             for block in self.blocks[self._seen[number] :]:
                 window.attach(block)
@@ -76,18 +72,18 @@ class Sequence:
     def advance(self, num_tokens: int) -> None:
         """A step has computed so many tokens."""
         self.length += num_tokens
-        if not self._cache.is_recurrent:
+        if not self.cache.is_recurrent:
             return
         if self._slot_before is None:
             self._slot_before = self.slot
         else:
-            self._cache.slots.release(self.slot)
+            self.cache.slots.release(self.slot)
         self.slot, self.next_slot = self.next_slot, ZERO_SLOT
 
     def has_room(self, num_tokens: int) -> bool:
         """Whether there is room for a step of so many tokens."""
         fits = self.length + num_tokens <= len(self.blocks) * KV_BLOCK
-        return fits and (not self._cache.is_recurrent or self.next_slot != ZERO_SLOT)
+        return fits and (not self.cache.is_recurrent or self.next_slot != ZERO_SLOT)
 
     def accept(self, num_tokens: int) -> int:
         """Of the last step, the first so many tokens happened, the others never did. Returns as `rewind`."""
@@ -115,18 +111,18 @@ class Sequence:
         self.length = num_tokens
         del self.names[num_tokens // KV_BLOCK :]
         while len(self.blocks) > -(-num_tokens // KV_BLOCK):
-            self._cache.release(self.blocks.pop())
-        for number, window in enumerate(self._cache.windows):
+            self.cache.release(self.blocks.pop())
+        for number, window in enumerate(self.cache.windows):
             self._seen[number] = window.first_seen(num_tokens)
             window.hold(self.blocks[self._seen[number] :])
         if slot != ZERO_SLOT:
-            self._cache.slots.share(slot)
+            self.cache.slots.share(slot)
             self.slot = slot
 
     def take_over(self, index: int, block: int) -> None:
         """Hold another block instead of that at an index, which has the same bits."""
         ours, self.blocks[index] = self.blocks[index], block
-        self._cache.share(block)
+        self.cache.share(block)
         for first, window in self._windows():
             if index < first:
                 continue
@@ -135,19 +131,19 @@ class Sequence:
                 window.release([ours])
             else:
                 window.move(ours, block)
-        self._cache.release(ours)
+        self.cache.release(ours)
 
     def can_stand(self, num_tokens: int) -> bool:
         """Whether the windows show all of the appended blocks that they need after so many tokens."""
         end = -(-num_tokens // KV_BLOCK)
-        return all(window.has_all(self.blocks[window.first_seen(num_tokens) : end]) for window in self._cache.windows)
+        return all(window.has_all(self.blocks[window.first_seen(num_tokens) : end]) for window in self.cache.windows)
 
     def tables(self, group: int) -> list[int]:
         """Where the blocks lie in a group's arena; what a window does not show is anywhere."""
-        return self.blocks if group == 0 else [self._cache.windows[group - 1].place_of[block] for block in self.blocks]
+        return self.blocks if group == 0 else [self.cache.windows[group - 1].place_of[block] for block in self.blocks]
 
     def _windows(self) -> Iterator[tuple[int, WindowBlocks]]:
-        return zip(self._seen, self._cache.windows, strict=True)
+        return zip(self._seen, self.cache.windows, strict=True)
 
     def _leave_behind(self) -> None:
         """Give back the places that no later token sees."""
@@ -157,7 +153,7 @@ class Sequence:
 
     def _own_last_block(self, num_tokens: int) -> None:
         index, used = divmod(self.length, KV_BLOCK)
-        cache = self._cache
+        cache = self.cache
         if used == 0 or num_tokens <= self.length or cache.is_owned(self.blocks[index], used):
             return
         source = self.blocks[index]
@@ -175,14 +171,14 @@ class Sequence:
         """The most tokens, at most so many, after which every state can be had."""
         if any(first > window.first_seen(num_tokens) for first, window in self._windows()):
             return 0
-        if not self._cache.is_recurrent:
+        if not self.cache.is_recurrent:
             return num_tokens
         return self._step_begin if self._slot_before is not None and self._step_begin <= num_tokens else 0
 
     def _restore_slot(self, num_tokens: int) -> None:
         """Of the state before the last step, or before the first token."""
         if self.slot != ZERO_SLOT:
-            self._cache.slots.release(self.slot)
+            self.cache.slots.release(self.slot)
         self.slot = ZERO_SLOT
         if self._slot_before is not None and num_tokens == self._step_begin:
             self.slot, self._slot_before = self._slot_before, None
@@ -195,14 +191,14 @@ class Sequence:
             window.release(reversed(self.blocks[max(first, kept) :]))
             self._seen[number] = min(first, kept)
         while len(self.blocks) > kept:
-            self._cache.release(self.blocks.pop())
+            self.cache.release(self.blocks.pop())
         if num_tokens == 0:
             self._forget_step_before()
             if self.next_slot != ZERO_SLOT:
-                self._cache.slots.release(self.next_slot)
+                self.cache.slots.release(self.next_slot)
                 self.next_slot = ZERO_SLOT
 
     def _forget_step_before(self) -> None:
         if self._slot_before is not None and self._slot_before != ZERO_SLOT:
-            self._cache.slots.release(self._slot_before)
+            self.cache.slots.release(self._slot_before)
         self._slot_before, self._step_begin = None, self.length

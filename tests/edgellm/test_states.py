@@ -359,6 +359,6 @@ def test_states_are_found_by_the_longest_text_that_agrees(seed: int) -> None:
                 for slot, (name, text) in known.items()
                 if name == parent and len(text) <= most and text == tokens[: len(text)]
             ]
-            assert checkpoints.find(parent, tokens, most) == max(fitting, default=None)
+            assert checkpoints.find(parent, tokens[:most]) == max(fitting, default=None)
         checkpoints.check_integrity()
         assert len(checkpoints) == len(known)
