@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from edgellm.families.base import Weights
 from edgellm.families.network import Attention, GatedFFN, Rope
 from edgellm.kernels import reference
+from edgellm.kernels.kv_formats import kv_formats
 from edgellm.runtime.graph import GraphBuilder, Value
 
 Floats = NDArray[np.float64]
@@ -39,8 +40,8 @@ def reference_attention(x: Floats, block: Attention, weights: Weights, layer: st
         positions, turns = np.arange(len(x)), frequencies(block.rope, weights)
         q, k = reference.rope(q, positions, turns), reference.rope(k, positions, turns)
     q = q * block.scale * LOG2_E
-    if kv_cache_dtype == "int8":
-        q, k = reference.hadamard(q), reference.hadamard(k)
+    prepare = kv_formats()[kv_cache_dtype].prepare
+    q, k = prepare(q), prepare(k)
     attended = reference.attend(q, k, v, 0, dtype=kv_cache_dtype, window=block.window)
     projected: Floats = reference.matmul(attended.reshape(len(x), -1), weights.matrix(f"{name}.output"))
     return projected
