@@ -65,8 +65,8 @@ def fuse_norms(graph: Graph) -> Graph:
         select = rewrite.writer(op.operands["x"], "select")
         old = [select, op, quantize] if select else [op, quantize]
         assert quantize.output is not None
-        operands = {**op.operands, "x": old[0].operands["x"], "width": quantize.output.width, "selected": len(old) - 2}
-        rewrite.join(old, old[0], replace(op, output=quantize.output, operands=operands))
+        read = {"x": old[0].operands["x"], "width": quantize.output.width, "selected": int(select is not None)}
+        rewrite.join(old, old[0], replace(op, output=quantize.output, operands={**op.operands, **read}))
     return rewrite.graph()
 
 
@@ -134,7 +134,7 @@ def fuse_products(graph: Graph) -> Graph:
 
 
 def split_attention(graph: Graph) -> Graph:
-    """Attention of few rows is split over the threads, and combined behind a barrier."""
+    """Attention of few rows is split over the threads, and combined after a barrier."""
     rewrite = _Rewrite(graph)
     for op in graph.operations:
         quantize = rewrite.reader(op, "quantize") if op.kind == "attend" else None

@@ -158,7 +158,7 @@ class GraphBuilder:
         return self._emit("embed", "residual", width, weight=self.tensor(weight))
 
     def select(self, x: Value) -> Value:
-        """Of the residual stream behind the last layer, the rows whose logits are wanted."""
+        """Of the residual stream after the last layer, the rows whose logits are wanted."""
         self._marks.append(Mark("layer", self._num_layers))
         output = self._value("selected", x.width, is_selected=True)
         self._append("select", output, x=x)

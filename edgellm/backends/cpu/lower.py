@@ -62,9 +62,9 @@ class _Lowering:
         assert isinstance(x, Value)
         place, plan = self._plan.places[x], self._plan
         has_own = place.own is not None
-        is_behind = has_own and before is not None and before.output == x
+        follows_norm = has_own and before is not None and before.output == x
         read = {plan.places[value] for value in before.reads} if before else set()
-        may_go_on = is_behind and read.isdisjoint(plan.places[value] for value in op.writes)
+        may_go_on = follows_norm and read.isdisjoint(plan.places[value] for value in op.writes)
         self._writer.operation(
             ops.PRODUCT,
             kernel=Kernel("product"),

@@ -148,19 +148,3 @@ def render(shape: Shape) -> str:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_operation_table_is_the_one_written_by_hand(name: str) -> None:
     assert render(Shape(name)) == (Path(__file__).parent / "tables" / f"{name}.txt").read_text()
-
-
-def test_buffers_that_live_at_once_do_not_overlap() -> None:
-    plan = Shape("smollm2-135m").plan
-    taken: list[tuple[int, int]] = []
-    for value, place in {place: (value, place) for value, place in plan.places.items()}.values():
-        rows = plan.shape.logit_rows if value.is_selected and not value.is_quantized else plan.shape.rows
-        taken.append((place.offset, rows * place.stride * (1 if value.is_quantized else 4)))
-        if value.is_quantized:
-            taken.append((place.meta, rows * value.width // 32 * ops.META_BYTES))
-    taken += [(plan.scratch, plan.shape.threads * plan.scratch_stride)]
-    taken += [(plan.outliers, plan.shape.threads * plan.outliers_stride)]
-    taken.sort()
-    ends = [begin + size for begin, size in taken]
-    assert all(end <= begin for end, (begin, _) in zip(ends, taken[1:], strict=False)), taken
-    assert ends[-1] <= plan.work_bytes
