@@ -131,7 +131,8 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not CAN_COMMIT, reason="the system cannot")
 def test_prepared_blocks_are_in_memory_before_they_are_written_and_stay_as_they_are() -> None:
-    cache = KVCache(LAYOUT, (32 << 20) // LAYOUT.block_bytes)
+    size = 128 << 20  # more than the memory that other tests may have left to the process, which is there already
+    cache = KVCache(LAYOUT, size // LAYOUT.block_bytes)
     first = cache.block_view(0)
     first[:] = 7
     before = resident_bytes()
@@ -140,5 +141,5 @@ def test_prepared_blocks_are_in_memory_before_they_are_written_and_stay_as_they_
         thread.join()
     if resident_bytes() == before:
         pytest.skip("an older Linux")
-    assert resident_bytes() - before > 30 << 20
+    assert resident_bytes() - before > 0.9 * size
     assert (first == 7).all() and not cache.block_view(1).any()
