@@ -1,0 +1,26 @@
+"""What loading a model leaves as it was."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import edgellm
+from edgellm.errors import OptionError
+
+
+@pytest.fixture(params=[True, False], ids=["collecting", "not collecting"])
+def collects(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether the program lets garbage be collected."""
+    (gc.enable if request.param else gc.disable)()
+    yield request.param
+    gc.enable()
+
+
+def test_garbage_is_collected_after_loading_as_before(tiny_gguf: Path, collects: bool) -> None:
+    with edgellm.load(tiny_gguf, threads=1):
+        assert gc.isenabled() == collects
+    with pytest.raises(OptionError, match="kv_memory"):
+        edgellm.load(tiny_gguf, threads=1, kv_memory=1)
+    assert gc.isenabled() == collects
