@@ -1,7 +1,6 @@
 """A GGUF file in, a packed file out, streaming: peak extra memory is a few chunks of a tensor, never the model."""
 
 import hashlib
-import importlib.metadata
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import edgellm
 from edgellm.converters.gguf_reader import GGUFFile, GGUFTensor, open_gguf
 from edgellm.converters.tensors import match_tensors, read_network, to_float32
 from edgellm.errors import GGUFError, OptionError, UnsupportedModelError
@@ -109,7 +109,7 @@ def convert(
         "source_sha256": sha256 or file_sha256(source, lambda size: count(size, "checksum")),
         "license": _text(gguf, "general.license") or "unknown",
         "recipe": layout or "exact",
-        "created_by": f"edgellm {importlib.metadata.version('edgellm')}",
+        "created_by": f"edgellm {edgellm.__version__}",
     }
     with PackedWriter(
         destination,

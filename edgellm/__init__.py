@@ -6,8 +6,6 @@ for piece in model.chat([{"role": "user", "content": "What is the capital of Fra
     print(piece.text, end="", flush=True)
 """
 
-from importlib.metadata import version
-
 from edgellm.engine.constrain import Choice, Grammar, JsonObject, JsonSchema, Regex
 from edgellm.engine.logprobs import Logprobs
 from edgellm.engine.model import Model
@@ -18,7 +16,7 @@ from edgellm.errors import EdgeLLMError
 from edgellm.inspect.probe import Observation, Probe
 from edgellm.load import load
 
-__version__ = version("edgellm")
+__version__ = "0.1.0"
 
 __all__ = [
     "Choice",

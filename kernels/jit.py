@@ -190,5 +190,5 @@ def _run_compiler(folder: Path, target: Target, units: Seq[Unit], tune: bool, pr
         if child.wait():
             errors.seek(0)
             last = errors.read().strip().splitlines()[-1:] or ["no message"]
-            version = objects.numba_version()
+            version = objects.installed_version("numba")
             raise KernelError(f"compiling the kernels failed: {last[0]}; numba {version} on {target.cpu}")

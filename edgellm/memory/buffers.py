@@ -13,6 +13,7 @@ Item = TypeVar("Item", bound=np.generic)
 ALIGNMENT = 64  # bytes of a cache line, and of the widest register
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 CAN_COMMIT = _LIBC is not None
+_TRIM = getattr(_LIBC, "malloc_trim", None)  # of the GNU C library
 _MADV_POPULATE_WRITE = 23  # linux/mman.h, since Linux 5.14
 
 
@@ -45,3 +46,9 @@ def commit(*arrays: NDArray[Any]) -> None:
         begin, end = address(array), address(array) + array.nbytes
         page = begin - begin % mmap.PAGESIZE
         _LIBC.madvise(ctypes.c_void_p(page), ctypes.c_size_t(end - page), _MADV_POPULATE_WRITE)
+
+
+def trim() -> None:
+    """Give memory that was freed back to the system now, where the C library can."""
+    if _TRIM is not None:
+        _TRIM(ctypes.c_size_t(0))

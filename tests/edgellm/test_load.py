@@ -1,6 +1,9 @@
 """What loading a model leaves as it was."""
 
 import gc
+import importlib.metadata
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,3 +27,13 @@ def test_garbage_is_collected_after_loading_as_before(tiny_gguf: Path, collects:
     with pytest.raises(OptionError, match="kv_memory"):
         edgellm.load(tiny_gguf, threads=1, kv_memory=1)
     assert gc.isenabled() == collects
+
+
+def test_a_start_does_not_read_the_metadata_of_packages() -> None:
+    """importlib.metadata and what it needs take 12 ms and 2 MB of every start."""
+    code = "import sys, edgellm.apps.cli, edgellm.kernels.jit; print('importlib.metadata' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+def test_the_version_is_that_of_the_installation() -> None:
+    assert edgellm.__version__ == importlib.metadata.version("edgellm")

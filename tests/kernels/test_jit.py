@@ -1,5 +1,6 @@
 """Kernels from the cache: a warm start knows the processor and links the kernels without LLVM."""
 
+import importlib.metadata
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.kernels import elf, host, jit
+from edgellm.kernels import elf, host, jit, objects
 from edgellm.kernels.targets import host_target
 from edgellm.kernels.units import own_units
 from tests.edgellm.families.tiny_hybrid import UNIT
@@ -80,3 +81,19 @@ def test_flags_of_the_system_tell_the_levels_that_llvm_finds() -> None:
 def test_levels_follow_from_flags(flags: str, levels: tuple[str, ...]) -> None:
     found = host.described_host(f"vendor_id\t: x\nflags\t\t: {flags}\nmodel name\t: avx512_vnni\n")
     assert found.levels == levels and found.isa == levels[0]
+
+
+@pytest.mark.parametrize("package", ["numba", "llvmlite", "numpy"])
+def test_the_version_of_a_compiler_is_the_installed_one(package: str) -> None:
+    assert objects.installed_version(package) == importlib.metadata.version(package)
+
+
+def test_a_package_that_is_not_there_has_no_version() -> None:
+    assert objects.installed_version("edgellm_is_nowhere") is None
+
+
+def test_a_version_without_its_folder_of_metadata_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unheard_of").mkdir()
+    (tmp_path / "unheard_of" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert objects.installed_version("unheard_of") is None
