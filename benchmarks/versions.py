@@ -1,74 +1,112 @@
 """Two versions of edgellm on one machine, in turn: is the second slower than the first, and by how much?
 
-Run:  python benchmarks/versions.py FIRST/.venv/bin SECOND/.venv/bin MODEL [--rounds 7] [--prompt 512] [--generate 128]
+Run:  python benchmarks/versions.py FIRST/.venv/bin SECOND/.venv/bin MODEL [--rounds 100] [--starts 25]
 
-Each folder holds the programs of an environment in which a version is installed. A round is one `edgellm bench` and
-some starts of `edgellm run` of each, the first version first in every other round. Ratios are of the second version to
-the first: their median over the rounds, and the least and greatest. The machine should have nothing else to do.
+Each folder holds the programs of an environment in which a version is installed. Both load the model and wait; in a
+round each computes a prompt and an answer, some tenths of a second, and the one that goes first changes from round to
+round. So a machine that becomes slower within seconds is slower for both. Then programs are started in turn. Ratios
+are of the second version to the first, round by round: their median, and the quartiles. The machine should have
+nothing else to do.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-STARTS = 5  # of `edgellm run` in a round
 PROMPT = "The history of the lighthouse at the end of the long pier begins with a"
-FIGURES = {
-    "prefill": ("prefill_tokens_per_second", "tokens/s"),
-    "decode": ("decode_tokens_per_second", "tokens/s"),
-    "first token": ("first_token_ms", "ms"),
-    "peak memory": ("peak_rss_bytes", "bytes"),
-}
+# What a version runs: a line of standard input is a round, which it answers with a line of figures
+CHILD = """
+import json, random, resource, sys, time
+import edgellm
 
-
-def bench(programs: Path, model: str, prompt: int, generate: int) -> dict[str, float]:
-    command = [programs / "edgellm", "bench", model, "--json", "--repeat", "3"]
-    command += ["--prompt", str(prompt), "--generate", str(generate)]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {name: float(found[key]) for name, (key, _) in FIGURES.items() if key in found}
-
-
-def start_up(programs: Path, model: str) -> float:
-    """Milliseconds from starting the process to its end after one token: the least of some."""
-    command = [programs / "edgellm", "run", model, "--raw", "-p", PROMPT, "--max-tokens", "1", "--no-prefix-cache"]
-    taken = []
-    for _ in range(STARTS):
+model, prompt, answer = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+draw = random.Random(0)
+with edgellm.load(model) as model:
+    for _ in sys.stdin:
+        ids = [draw.randrange(1000, 20000) for _ in range(prompt)]
+        stops = {id_: -1e9 for id_ in model.tokenizer.stop_ids}
+        params = edgellm.SamplingParams(max_tokens=answer + 1, logit_bias=stops, speculation="off")
         begin = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        taken.append(time.perf_counter() - begin)
-    return 1000 * min(taken)
+        stream = model.generate(ids, params)
+        next(stream)
+        first = time.perf_counter()
+        for _ in stream:
+            pass
+        end = time.perf_counter()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps({"prefill": first - begin, "decode": (end - first) / answer, "peak memory": peak}), flush=True)
+"""
+UNITS = {"prefill": ("ms", 1e3), "decode": ("ms a token", 1e3), "peak memory": ("MB", 1e-3), "start-up": ("ms", 1e3)}
+
+
+class Version:
+    """A version that has a model loaded."""
+
+    def __init__(self, programs: Path, model: str, prompt: int, answer: int) -> None:
+        self._programs, self._model = programs, model
+        command = [programs / "python", "-c", CHILD, model, str(prompt), str(answer)]
+        # Elsewhere: in a checkout Python would take the edgellm that lies there
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()
+        )
+
+    def round(self) -> dict[str, float]:
+        """Seconds of the prompt, seconds of a token of the answer, kilobytes at most so far."""
+        assert self._child.stdin and self._child.stdout
+        self._child.stdin.write("\n")
+        self._child.stdin.flush()
+        found: dict[str, float] = json.loads(self._child.stdout.readline())
+        return found
+
+    def close(self) -> None:
+        self._child.communicate()
+
+    def start(self) -> dict[str, float]:
+        """Seconds from starting `edgellm run` to its end after one token."""
+        command = [self._programs / "edgellm", "run", self._model, "--raw", "--no-prefix-cache"]
+        begin = time.perf_counter()
+        subprocess.run([*command, "-p", PROMPT, "--max-tokens", "1"], check=True, stdout=subprocess.DEVNULL)
+        return {"start-up": time.perf_counter() - begin}
+
+
+def report(rounds: list[list[dict[str, float]]]) -> None:
+    """A line for each figure: [rounds][version] -> figures."""
+    for name in rounds[0][0]:
+        first, second = ([figures[which][name] for figures in rounds] for which in (0, 1))
+        low, median, high = statistics.quantiles([b / a for a, b in zip(first, second, strict=True)], n=4)
+        unit, factor = UNITS[name]
+        sys.stdout.write(
+            f"{name:12} {factor * statistics.median(first):10.2f} {factor * statistics.median(second):10.2f} {unit:10} "
+            f"{median:.3f} ({low:.3f}-{high:.3f}); least {factor * min(first):.2f} {factor * min(second):.2f}\n"
+        )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("first", type=Path)
-    parser.add_argument("second", type=Path)
+    parser.add_argument("programs", type=Path, nargs=2)
     parser.add_argument("model")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--starts", type=int, default=25)
     parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--generate", type=int, default=128)
+    parser.add_argument("--answer", type=int, default=64)
     args = parser.parse_args()
-    versions = (args.first, args.second)
-    rounds: list[list[dict[str, float]]] = []
-    for number in range(args.rounds + 1):
-        found: dict[Path, dict[str, float]] = {}
-        for programs in versions if number % 2 else versions[::-1]:
-            figures = bench(programs, args.model, args.prompt, args.generate)
-            found[programs] = figures | {"start-up": start_up(programs, args.model)}
-        if number:  # the first round compiles kernels and reads files
-            rounds.append([found[programs] for programs in versions])
-    for name in rounds[0][0]:
-        first, second = ([figures[which][name] for figures in rounds] for which in (0, 1))
-        ratios = sorted(b / a for a, b in zip(first, second, strict=True))
-        unit = FIGURES.get(name, ("", "ms"))[1]
-        sys.stdout.write(
-            f"{name:12} {statistics.median(first):14.1f} {statistics.median(second):14.1f} {unit:9} "
-            f"{statistics.median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})\n"
-        )
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a start would be one of compiling modules
+    versions = [Version(programs.absolute(), args.model, args.prompt, args.answer) for programs in args.programs]
+    for what, count in ((Version.round, args.rounds), (Version.start, args.starts)):
+        rounds = []
+        for number in range(count + 2):
+            found = {version: what(version) for version in versions[:: 1 if number % 2 else -1]}
+            if number > 1:  # the first ones compile kernels and read files
+                rounds.append([found[version] for version in versions])
+        for version in versions if what is Version.round else ():
+            version.close()
+        report(rounds)
     return 0
 
 
