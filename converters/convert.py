@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import edgellm
 from edgellm.converters.gguf_reader import GGUFFile, GGUFTensor, open_gguf
 from edgellm.converters.tensors import match_tensors, read_network, to_float32
 from edgellm.errors import GGUFError, OptionError, UnsupportedModelError
@@ -19,6 +18,7 @@ from edgellm.kernels.quants import exact_quants, quants
 from edgellm.kernels.quants.quant import Quant
 from edgellm.packed.write import PackedWriter
 from edgellm.tokenizer.vocabulary import Vocabulary
+from edgellm.version import __version__
 
 CHUNK_WEIGHTS = 1 << 20  # weights converted at a time; some 30 bytes each while it lasts
 DEFAULT_QUANT = "int8-g32"
@@ -109,7 +109,7 @@ def convert(
         "source_sha256": sha256 or file_sha256(source, lambda size: count(size, "checksum")),
         "license": _text(gguf, "general.license") or "unknown",
         "recipe": layout or "exact",
-        "created_by": f"edgellm {edgellm.__version__}",
+        "created_by": f"edgellm {__version__}",
     }
     with PackedWriter(
         destination,

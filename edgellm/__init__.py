@@ -15,8 +15,7 @@ from edgellm.engine.stream import Stream, Timings, Usage
 from edgellm.errors import EdgeLLMError
 from edgellm.inspect.probe import Observation, Probe
 from edgellm.load import load
-
-__version__ = "0.1.0"
+from edgellm.version import __version__
 
 __all__ = [
     "Choice",

@@ -25,7 +25,7 @@ ALLOWED = {
     "edgellm.backends": NETWORKS | SAMPLING,
     "edgellm.inspect": NETWORKS | {"edgellm.backends"},
     "edgellm.engine": NETWORKS | {"edgellm.backends", "edgellm.inspect", "edgellm.tokenizer", "edgellm.template"},
-    "edgellm.converters": {"edgellm.families", "edgellm.packed", "edgellm.tokenizer", *KERNELS},
+    "edgellm.converters": {"edgellm.families", "edgellm.packed", "edgellm.tokenizer", "edgellm.version", *KERNELS},
 }
 
 
