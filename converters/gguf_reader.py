@@ -133,7 +133,8 @@ class _Cursor:
         return _truths([number], what)[0] if kind == _BOOL else number
 
     def array(self, what: str) -> list[Any]:
-        kind, count = self.u32(what), self.u64(what)
+        kind = self.u32(what)
+        count = self.u64(what)
         if count > self.values_left:
             raise GGUFError(f"{what} has {count} elements, more than any sound model")
         self.values_left -= count
@@ -212,7 +213,8 @@ def _read_info(cursor: _Cursor, what: str, alignment: int) -> tuple[GGMLQuantiza
     if not 1 <= rank <= MAX_RANK:
         raise GGUFError(f"{what} has {rank} dimensions, not 1..{MAX_RANK}")
     shape = tuple(cursor.u64(what) for _ in range(rank))[::-1]
-    number, offset = cursor.u32(what), cursor.u64(what)
+    number = cursor.u32(what)
+    offset = cursor.u64(what)
     try:
         kind = GGMLQuantizationType(number)
     except ValueError as error:

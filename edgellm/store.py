@@ -60,7 +60,8 @@ class Store:
         if name in CATALOGUE:
             return f"the model {name} is not here yet; get it with `edgellm pull {name}`"
         names = self.names()
-        known, wanted = sorted({*names, *CATALOGUE}), name.lower()
+        known = sorted({*names, *CATALOGUE})
+        wanted = name.lower()
         near = [other for other in known if wanted and (other.startswith(wanted) or wanted.startswith(other))][:3]
         near = near or difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
         question = f"did you mean {' or '.join(near)}? " if near else ""

@@ -18,7 +18,8 @@ LEVELS = (*X86_LEVELS, "plain")
 
 def build(folder: Path, level: str, progress: jit.Progress | None = None) -> list[Path]:
     """The files of a level, compiled unless they are there; those of older sources go. Errors: KernelError."""
-    target, units = generic_target(level, host_target().triple), own_units()
+    target = generic_target(level, host_target().triple)
+    units = own_units()
     paths = {unit: folder / objects.name_of(unit, target) for unit in units}
     missing = [unit for unit, path in paths.items() if objects.read(path) is None]
     if missing:

@@ -121,7 +121,9 @@ def _compile_entry(context: _Context, name: str, function: Callable[..., None]) 
     function = getattr(function, "py_func", function)
     arguments = (types.int64,) * len(inspect.signature(function).parameters)
     flags = compiler.Flags()
-    flags.no_compile, flags.nrt, flags.error_model = True, False, "numpy"
+    flags.no_compile = True
+    flags.nrt = False
+    flags.error_model = "numpy"
     flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     typing = cpu_target.typing_context
     body = compiler.compile_extra(typing, context, function, arguments, types.void, flags, {})
@@ -190,7 +192,8 @@ def compile_units(
             selection.settle(choose(target, Library(target, [compile_probes(context, target)])))
         entries = {unit: entries_of(unit) for unit in units}
         _refresh(context)
-        total, names = sum(map(len, entries.values())), list[str]()
+        total = sum(map(len, entries.values()))
+        names = list[str]()
 
         def report(name: str) -> None:
             progress(len(names), total, name)
@@ -211,7 +214,9 @@ def compile_probes(context: _Context, target: Target) -> KernelObject:
 
 
 def main() -> None:
-    folder, target, tune = Path(sys.argv[1]), from_json(sys.argv[2]), sys.argv[4:] == ["tune"]
+    folder = Path(sys.argv[1])
+    target = from_json(sys.argv[2])
+    tune = sys.argv[4:] == ["tune"]
     units = [Unit(name, Path(source)) for name, source in json.loads(sys.argv[3])]
 
     def report(done: int, total: int, name: str) -> None:

@@ -78,8 +78,11 @@ def _tables(code: bytes) -> tuple[NDArray[Any], NDArray[Any], dict[int, str]]:
         or len(code) < _HEADER_BYTES
         or struct.unpack_from("<HH", code, 16) != (_RELOCATABLE, _X86_64)
     ):
-        raise KernelError("the compiled kernels are no ELF object for x86-64; remove the kernel cache and try again")
-    (start,), (count,) = struct.unpack_from("<Q", code, 40), struct.unpack_from("<H", code, 60)
+        raise KernelError(
+            "the compiled kernels are not an ELF object for x86-64; remove the kernel cache and try again"
+        )
+    (start,) = struct.unpack_from("<Q", code, 40)
+    (count,) = struct.unpack_from("<H", code, 60)
     sections = np.frombuffer(code, _SECTION, count, start)
     (table,) = sections[sections["type"] == _SYMTAB]
     symbols = _content(code, table, _SYMBOL)
@@ -126,13 +129,15 @@ def _relocate(
     image: NDArray[np.uint8], place: int, relocations: NDArray[Any], targets: NDArray[np.int64], undefined: set[int]
 ) -> None:
     """Write the addresses that a section at `place` leaves open."""
-    kinds, values = relocations["kind"], targets[relocations["symbol"]] + relocations["addend"]
+    kinds = relocations["kind"]
+    values = targets[relocations["symbol"]] + relocations["addend"]
     far = np.isin(relocations["symbol"], list(undefined)) & (kinds != _CALL)
     unknown = ~np.isin(kinds, (_WORD, _RELATIVE, _CALL)) | (targets[relocations["symbol"]] < 0) | far
     if unknown.any():
         raise KernelError(f"the compiled kernels hold a relocation of an unknown kind: {relocations[unknown][0]}")
     at = place + relocations["offset"]
-    words, relatives = kinds == _WORD, kinds != _WORD
+    words = kinds == _WORD
+    relatives = kinds != _WORD
     distances = values - (image.ctypes.data + at)
     image[at[words, None] + np.arange(8)] = values[words].astype("<i8").view(np.uint8).reshape(-1, 8)
     image[at[relatives, None] + np.arange(4)] = distances[relatives].astype("<i4").view(np.uint8).reshape(-1, 4)

@@ -93,12 +93,14 @@ def load(
     target = target_for(isa, host)
     tune = target == host and can_compile()
     if target == host and (tuned := objects.read_tuned(cache, host)):
-        target, tune = tuned, False
+        target = tuned
+        tune = False
     found = {unit: objects.read(cache / objects.name_of(unit, target)) for unit in units}
     missing = [unit for unit, kernels in found.items() if kernels is None]
     if missing and can_compile():
         if tune:
-            missing, found = list(units), {}
+            missing = list(units)
+            found = {}
         found |= compile_into(cache, target, missing, tune=tune, progress=progress)
     elif missing:
         found = dict(_best(host, units, prebuilt, isa))

@@ -75,7 +75,8 @@ def read_checked(path: Path) -> bytes | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    digest, content = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+    digest = data[:DIGEST_BYTES]
+    content = data[DIGEST_BYTES:]
     return content if hashlib.sha256(content).digest() == digest else None
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 KV_BLOCK = 32  # tokens of a KV block
 META_WORDS = 6  # 4 bytes each, of an activation's meta data for a block of a row
 META_BYTES = 4 * META_WORDS
-RESULT_HEADER = 16  # floats in front of what attention sums up: the largest score, the sum of weights
+RESULT_HEADER = 16  # floats before what attention sums up: the largest score, the sum of weights
 MAX_TILE_ROWS = 16
 CHUNK = 256  # positions whose attention is summed before it is folded into the rest, in this order
 SPAN_QUERIES = 24  # query vectors that attention handles together
@@ -43,7 +43,8 @@ class Record:
     """Names of the int64 words of a record; `record.name` is the byte offset of a word."""
 
     def __init__(self, *names: str) -> None:
-        self.names, self.set_of_names = names, frozenset(names)
+        self.names = names
+        self.set_of_names = frozenset(names)
         for index, name in enumerate(names):
             setattr(self, name, 8 * index)
 
@@ -92,7 +93,7 @@ EMBED = Record(*HEAD, "out", "weight", "width")
 QUANTIZE = Record(*HEAD, "x", "out_codes", "out_meta", "width", "selected")
 
 # out = quantized(x / rms(x) * weight); with `selected`, of the rows whose logits are wanted only. When rows are few and
-# `own` is not 0, every thread writes, and the product behind it reads, a copy of its own, OWN_ROWS rows long.
+# `own` is not 0, every thread writes, and the product after it reads, a copy of its own, OWN_ROWS rows long.
 NORM = Record(
     *HEAD, "x", "weight", "out_codes", "out_meta", "own_codes", "own_meta", "width", "epsilon", "selected",
 )  # fmt: skip

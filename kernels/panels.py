@@ -16,7 +16,7 @@ Bytes, one block of a panel, 1024 bytes [2 half][8 j][16 row][4 i]:
 
     byte half*512 + j*64 + row*4 + i    input j*4 + i of the block
 
-Codes of 5 and 6 bits: nibbles, and behind them the u = 1 or 2 upper bits of each code. They lie in runs of 32/u inputs,
+Codes of 5 and 6 bits: nibbles, and after them the u = 1 or 2 upper bits of each code. They lie in runs of 32/u inputs,
 so that the upper bits of half a panel fill one register of 64 bytes, and its nibbles n = 4/u of them. A run of a panel,
 640/u or 768/u bytes [2 half][n + 1][16 row][4 i]:
 
@@ -82,7 +82,8 @@ def unpack_bytes(packed: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
 
 def pack_planes(codes: NDArray[np.uint8], upper: int) -> NDArray[np.uint8]:
     """Codes of 4 + `upper` bits uint8 [N][C] in natural order -> [panels][blocks][512 + 128 upper]; padded with 0."""
-    columns, registers = codes.shape[1], 4 // upper
+    columns = codes.shape[1]
+    registers = 4 // upper
     split = _padded(codes, 0).reshape(-1, 2, LANES, columns * upper // BLOCK, 2, registers, 4)
     low, high = (split[:, :, :, :, which].transpose(0, 3, 1, 4, 2, 5) & 15 for which in (0, 1))
     groups = (split >> 4).reshape(*split.shape[:4], 2 * registers, 1, 4)  # [panel][half][row][run][j][1][i]
@@ -97,7 +98,8 @@ def unpack_planes(packed: NDArray[np.uint8], rows: int, upper: int) -> NDArray[n
     panels, blocks, _ = packed.shape
     registers = 4 // upper
     split = packed.reshape(panels, blocks * upper, 2, registers + 1, LANES, 4)
-    pairs, above = split[:, :, :, :registers], split[:, :, :, registers:]
+    pairs = split[:, :, :, :registers]
+    above = split[:, :, :, registers:]
     shifts = (np.arange(2 * registers, dtype=np.uint8) * upper)[:, None, None]
     codes = np.concatenate((pairs & 15, pairs >> 4), axis=3) | (above >> shifts & (1 << upper) - 1) << 4
     return np.ascontiguousarray(codes.transpose(0, 2, 4, 1, 3, 5)).reshape(panels * PANEL, blocks * BLOCK)[:rows]

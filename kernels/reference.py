@@ -54,7 +54,8 @@ def rope(x: Array, positions: Array, frequencies: Array) -> Any:
     angles = positions[:, None, None] * np.asarray(frequencies, np.float64)
     size = 2 * angles.shape[-1]
     result = np.array(x, np.float64)
-    even, odd = np.array(result[..., 0:size:2]), np.array(result[..., 1:size:2])
+    even = np.array(result[..., 0:size:2])
+    odd = np.array(result[..., 1:size:2])
     result[..., 0:size:2] = even * np.cos(angles) - odd * np.sin(angles)
     result[..., 1:size:2] = even * np.sin(angles) + odd * np.cos(angles)
     return result
@@ -96,7 +97,8 @@ def attend(
     q = bf16(q).astype(np.float64)
     keys, values = (np.repeat(a, heads // a.shape[1], axis=1) for a in (keys, values))
     if dtype == "int8":
-        (keys, scales), (values, value_scales) = quantize_kv(keys), quantize_kv(values)
+        (keys, scales) = quantize_kv(keys)
+        (values, value_scales) = quantize_kv(values)
         keys = dequantize(keys, scales)
     else:
         keys, values = (bf16(a).astype(np.float64) for a in (keys, values))
@@ -106,9 +108,11 @@ def attend(
     visible = (age >= 0) & (age < (window or len(keys)))
     scores = np.where(visible[:, None, :], scores, -np.inf)
     top = scores.max(-1)
-    outputs, sums = np.zeros(q.shape), np.zeros((rows, heads))
+    outputs = np.zeros(q.shape)
+    sums = np.zeros((rows, heads))
     for start in range(0, len(keys), CHUNK):
-        part, here = scores[:, :, start : start + CHUNK], slice(start, start + CHUNK)
+        part = scores[:, :, start : start + CHUNK]
+        here = slice(start, start + CHUNK)
         largest = np.maximum(part.max(-1), -1e30)  # a chunk of which a row sees nothing weighs nothing
         weights = bf16(np.exp2(np.maximum(part - largest[..., None], -59.5)))
         weights = np.where(visible[:, None, here], weights, np.float32(0))
@@ -196,8 +200,9 @@ def penalize(
 def dry(
     logits: Array, text: list[int], *, multiplier: float, base: float, allowed_length: int, breakers: set[int]
 ) -> Any:
-    """Every length is tried: where were that many tokens of the text's end before, and which token came behind them?"""
-    result, longest = np.array(logits, np.float64), dict[int, int]()
+    """Every length is tried: where were that many tokens of the text's end before, and which token came after them?"""
+    result = np.array(logits, np.float64)
+    longest = dict[int, int]()
     for length in range(1, min(len(text), DRY_LONGEST + 1)):
         end = text[-length:]
         if not breakers & set(end):

@@ -115,7 +115,7 @@ ISAS = (*X86_LEVELS, "neon-dotprod", "wasm-simd", "plain")
 
 
 def host_target() -> Target:
-    """The processor in front of us, with every feature that it really has."""
+    """This machine's processor, with every feature that it really has."""
     import llvmlite.binding as llvm
 
     features = llvm.get_host_cpu_features()
@@ -137,7 +137,7 @@ def generic_target(isa: str, triple: str) -> Target:
         return Target(isa, triple, "x86-64" if is_x86 else "generic", "")
     if isa not in X86_LEVELS or not is_x86:
         known = (*X86_LEVELS, "plain") if is_x86 else ("plain",)
-        raise KernelError(f"{isa!r} is no level of this platform ({triple}); levels: {', '.join(known)}")
+        raise KernelError(f"isa {isa!r} must be one of this platform's ({triple}): {', '.join(known)}")
     cpu, needs = X86_LEVELS[isa]
     return Target(isa, triple, cpu, ",".join(f"+{feature}" for feature in needs))
 

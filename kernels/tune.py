@@ -1,4 +1,4 @@
-"""Chooses what is fastest on the processor in front of us, with the same bits: once, when kernels are compiled.
+"""Chooses what is fastest on this machine's processor, with the same bits: once, when kernels are compiled.
 
 The shape of the register tile is timed on products of short and of long rows, the product of bf16 pairs on a tile of
 attention, all in the first caches. What a rule says (`Target.rule`) stays unless something else beats it by more than
@@ -73,7 +73,8 @@ def product_times(probes: Library, quant: Quant, shapes: tuple[Tile, ...], input
 
 def attend_times(probes: Library, ways: tuple[bool, ...]) -> dict[bool, float]:
     """Seconds that a block of attention takes each way."""
-    queries, block = _floats(QUERY_BYTES // 4 + QUERIES * CHUNK), _floats(KV_BLOCK * HEAD_SIZE // 2)
+    queries = _floats(QUERY_BYTES // 4 + QUERIES * CHUNK)
+    block = _floats(KV_BLOCK * HEAD_SIZE // 2)
     out = _floats(QUERIES * (CHUNK + BLOCK))
 
     def call(entry: Entry) -> Call:
@@ -89,7 +90,8 @@ def _floats(count: int) -> NDArray[np.float32]:
 
 def _times(calls: dict[Way, Call]) -> dict[Way, float]:
     """Seconds of each, the least of several rounds in turn."""
-    repeats, best = 1, dict.fromkeys(calls, math.inf)
+    repeats = 1
+    best = dict.fromkeys(calls, math.inf)
     first = next(iter(calls.values()))
     while _seconds(first, repeats) < ROUND_SECONDS:
         repeats *= 2
@@ -108,5 +110,6 @@ def _seconds(call: Call, repeats: int) -> float:
 def _fastest(tables: list[dict[Way, float]]) -> Way:
     """The least product of times; the first way where no other is faster by more than noise."""
     total = {way: math.prod(times[way] for times in tables) ** (1 / len(tables)) for way in tables[0]}
-    first, best = next(iter(total)), min(total, key=lambda way: total[way])
+    first = next(iter(total))
+    best = min(total, key=lambda way: total[way])
     return best if total[best] < (1 - NOISE) * total[first] else first

@@ -97,7 +97,8 @@ class Runner(Protocol):
 
     def read(self, mark: Mark) -> NDArray[np.float32]:
         """What goes into the operation at a mark, of the step that runs: [rows][D] into a layer, the stream that layers
-        add to; [rows][H*E] into attention, its queries, as the KV format prepares them.
+        add to; [rows][H*E] into attention, its queries, as the KV format prepares them; [logit rows][V] into sampling,
+        the logits, and what is changed in these counts.
         """
 
     def unembed(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,8 @@ def acting_samplers(params: SamplingParams) -> list[str]:
     """The samplers that change something, of kernels.ops.SAMPLERS, in the order in which they act."""
     penalties = (params.repetition_penalty - 1, params.presence_penalty, params.frequency_penalty)
     acts = {"penalties": any(penalties), "dry": params.dry_multiplier > 0}
-    draws, mirostat = params.temperature > 0, params.mirostat != 0
+    draws = params.temperature > 0
+    mirostat = params.mirostat != 0
     if draws:
         acts["temperature"] = params.temperature != 1
     if draws and not mirostat:

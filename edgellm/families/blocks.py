@@ -17,7 +17,8 @@ LOG2_E = math.log2(math.e)  # attention takes powers of two
 
 def attention(g: GraphBuilder, x: Value, block: Attention) -> Value:
     """Causal attention of normed rows, and its output projection; named within the open layer."""
-    size, name = block.head_size, block.name
+    size = block.head_size
+    name = block.name
     q = g.product(x, f"{name}.q", block.heads * size)
     q = g.rotate(q, block.rope, size, scale=block.scale * LOG2_E)
     k = g.rotate(g.product(x, f"{name}.k", block.kv_heads * size), block.rope, size)
@@ -34,14 +35,18 @@ def swiglu(g: GraphBuilder, x: Value, block: GatedFFN) -> Value:
 
 def reference_attention(x: Floats, block: Attention, weights: Weights, layer: str, kv_cache_dtype: str) -> Floats:
     """What `attention` computes, for a whole text [T][D]."""
-    name, heads = f"{layer}.{block.name}", (len(x), -1, block.head_size)
+    name = f"{layer}.{block.name}"
+    heads = (len(x), -1, block.head_size)
     q, k, v = (reference.matmul(x, weights.matrix(f"{name}.{which}")).reshape(heads) for which in "qkv")
     if block.rope:
-        positions, turns = np.arange(len(x)), frequencies(block.rope, weights)
-        q, k = reference.rope(q, positions, turns), reference.rope(k, positions, turns)
+        positions = np.arange(len(x))
+        turns = frequencies(block.rope, weights)
+        q = reference.rope(q, positions, turns)
+        k = reference.rope(k, positions, turns)
     q = q * block.scale * LOG2_E
     prepare = kv_formats()[kv_cache_dtype].prepare
-    q, k = prepare(q), prepare(k)
+    q = prepare(q)
+    k = prepare(k)
     attended = reference.attend(q, k, v, 0, dtype=kv_cache_dtype, window=block.window)
     projected: Floats = reference.matmul(attended.reshape(len(x), -1), weights.matrix(f"{name}.output"))
     return projected

@@ -66,7 +66,8 @@ class Llama:
                 f"llama.expert_count = {ours.count('expert_count')}: mixtures of experts are not supported; "
                 "this edgellm runs dense models of the Llama family"
             )
-        heads, width = ours.count("attention.head_count"), ours.count("embedding_length")
+        heads = ours.count("attention.head_count")
+        width = ours.count("embedding_length")
         if not heads:
             raise GGUFError("llama.attention.head_count is 0; get the file again")
         head_size = ours.count("attention.key_length", width // heads)

@@ -13,7 +13,8 @@ class Metadata:
     """
 
     def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
-        self._values, self._prefix = values, prefix
+        self._values = values
+        self._prefix = prefix
 
     def below(self, prefix: str) -> "Metadata":
         """The entries whose keys begin with this prefix and a dot, by the rest of their keys."""

@@ -97,7 +97,8 @@ class Attention:
             raise UnsupportedModelError(f"rope size {rotated} is odd or larger than the head size {self.head_size}")
 
     def tensors(self, width: int) -> Iterator[TensorSpec]:
-        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
+        queries = self.heads * self.head_size
+        keys = self.kv_heads * self.head_size
         yield TensorSpec("q", (queries, width), is_matrix=True)
         yield TensorSpec("k", (keys, width), is_matrix=True)
         yield TensorSpec("v", (keys, width), is_matrix=True)

@@ -15,7 +15,8 @@ ROUNDS = 8
 
 def measure(library: Library, threads: int, processors: int) -> float:
     """Bytes per second that a team of `threads` threads reads: the best of some rounds over a buffer of 256 MB."""
-    data, sums = aligned_zeros(BUFFER_BYTES, np.uint8), aligned_zeros((threads, 8), np.int64)
+    data = aligned_zeros(BUFFER_BYTES, np.uint8)
+    sums = aligned_zeros((threads, 8), np.int64)
     data[:] = 1  # commits the memory; zeros would all be one page
     record = ops.READ.pack(
         kernel=library.addresses["read"],
@@ -26,7 +27,8 @@ def measure(library: Library, threads: int, processors: int) -> float:
     )
     program = aligned_zeros((1, ops.OPERATION_WORDS), np.int64)
     program[0, : len(record)] = record
-    team, best = Team(library, threads, processors), float("inf")
+    team = Team(library, threads, processors)
+    best = float("inf")
     try:
         for _ in range(ROUNDS):
             start = time.perf_counter()

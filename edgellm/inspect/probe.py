@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.backends.base import Rows, Runner, run_step
+from edgellm.backends.base import Rows, Runner, Watch, run_step
 from edgellm.errors import OptionError
 from edgellm.families.network import Attention, Network
 from edgellm.kernels.ops import KV_BLOCK
@@ -62,8 +62,10 @@ class Probe:
                 raise OptionError(f"attention of layer {layer!r}, head {head!r}: there are {count} layers, and {heads}")
 
 
-def run_watched(runner: Runner, batch: list[Rows], probes: list[Probe | None]) -> list[Observation | None]:
-    """Run a step and look at the rows of those with a probe."""
+def run_watched(
+    runner: Runner, batch: list[Rows], probes: list[Probe | None], also: Watch | None = None
+) -> list[Observation | None]:
+    """Run a step and look at the rows of those with a probe; `also` is watched too."""
     observations = [
         None if probe is None else Observation(rows.sequence.length, list(rows.tokens))
         for rows, probe in zip(batch, probes, strict=True)
@@ -80,8 +82,11 @@ def run_watched(runner: Runner, batch: list[Rows], probes: list[Probe | None]) -
         for layer, head in probe.attention:
             look = _Attention(seen.attention, layer, head, runner, rows.sequence, place)
             watch[Mark("attention", layer)].append(look)
+    for mark, look_too in (also or {}).items():
+        watch[mark].append(look_too)
     run_step(runner, batch, watch={mark: _all_of(looks) for mark, looks in watch.items()}, timed=True)
-    logits, at = runner.logits, 0
+    logits = runner.logits
+    at = 0
     for rows, probe, seen in zip(batch, probes, observations, strict=True):
         if probe is not None and seen is not None:
             seen.logits = logits[at : at + len(rows.logits)].copy() if probe.logits else None
@@ -92,7 +97,10 @@ def run_watched(runner: Runner, batch: list[Rows], probes: list[Probe | None]) -
 
 class _Copy:
     def __init__(self, into: dict[int, Array], layer: int, runner: Runner, place: slice) -> None:
-        self._into, self._layer, self._runner, self._place = into, layer, runner, place
+        self._into = into
+        self._layer = layer
+        self._runner = runner
+        self._place = place
 
     def __call__(self) -> None:
         self._into[self._layer] = self._runner.read(Mark("layer", self._layer))[self._place].copy()
@@ -103,11 +111,16 @@ class _Attention:
         self, into: dict[tuple[int, int], Array], layer: int, head: int, runner: Runner, sequence: Sequence,
         place: slice,
     ) -> None:  # fmt: skip
-        self._into, self._layer, self._head = into, layer, head
-        self._runner, self._sequence, self._place = runner, sequence, place
+        self._into = into
+        self._layer = layer
+        self._head = head
+        self._runner = runner
+        self._sequence = sequence
+        self._place = place
 
     def __call__(self) -> None:
-        mixer, first = self._runner.network.layers[self._layer].mixer, self._sequence.length
+        mixer = self._runner.network.layers[self._layer].mixer
+        first = self._sequence.length
         queries = self._runner.read(Mark("attention", self._layer))[self._place]
         q = queries.reshape(-1, mixer.heads, mixer.head_size)[:, self._head]
         seen = first + len(q)
@@ -125,7 +138,8 @@ def read_keys(cache: KVCache, sequence: Sequence, layer: int, kv_head: int, coun
 
     They are zeros where a window has lost them.
     """
-    found, group = cache.layout.layer(layer), cache.layout.group_of[layer]
+    found = cache.layout.layer(layer)
+    group = cache.layout.group_of[layer]
     begin = found.offset + kv_head * found.head_stride
     result = np.zeros((-(-count // KV_BLOCK) * KV_BLOCK, found.state.head_size), np.float32)
     for number, block in enumerate(sequence.blocks[: len(result) // KV_BLOCK]):

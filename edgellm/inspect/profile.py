@@ -26,7 +26,8 @@ class OperationProfile:
 
 def profile(runner: Runner, packed: PackedModel, rows: int, depth: int) -> list[OperationProfile]:
     """Time steps of `rows` rows, one with logits, after `depth` positions. Errors: KVMemoryError."""
-    sequence, vocabulary = Sequence(runner.cache), packed.network.vocabulary
+    sequence = Sequence(runner.cache)
+    vocabulary = packed.network.vocabulary
     draw = np.random.default_rng(0)
     try:
         while sequence.length < depth:

@@ -43,7 +43,8 @@ def commit(*arrays: NDArray[Any]) -> None:
     """Have the system commit the arrays' memory now, whoever uses it meanwhile; an older Linux leaves it as it is."""
     assert _LIBC is not None
     for array in arrays:
-        begin, end = address(array), address(array) + array.nbytes
+        begin = address(array)
+        end = address(array) + array.nbytes
         page = begin - begin % mmap.PAGESIZE
         _LIBC.madvise(ctypes.c_void_p(page), ctypes.c_size_t(end - page), _MADV_POPULATE_WRITE)
 

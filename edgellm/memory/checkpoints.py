@@ -28,7 +28,7 @@ class Checkpoints:
             return False
         self._by_parent.setdefault(parent, {})[tokens] = slot
         self._by_slot[slot] = parent, tokens
-        self._slots.remember(slot, 0)
+        self._slots.mark_cached(slot, 0)
         return True
 
     def find(self, parent: bytes, rest: Seq[int]) -> tuple[int, int] | None:
@@ -44,8 +44,8 @@ class Checkpoints:
         }
         assert entries == {text: slot for slot, text in self._by_slot.items()}
         assert all(self._by_parent.values()), "a block without states is remembered"
-        assert all(map(self._slots.is_known, self._by_slot)), self._by_slot
-        assert self._slots.num_known == len(self._by_slot), (self._slots.num_known, len(self._by_slot))
+        assert all(map(self._slots.is_cached, self._by_slot)), self._by_slot
+        assert self._slots.num_cached == len(self._by_slot), (self._slots.num_cached, len(self._by_slot))
 
     def _lose(self, slot: int) -> None:
         parent, tokens = self._by_slot.pop(slot)

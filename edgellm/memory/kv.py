@@ -43,12 +43,20 @@ class KVCache(Pool):
         self.slots = Pool(0 if layout.slots is None else 1 + (num_slots or num_blocks), "slots of recurrent states")
         if layout.slots is not None:
             assert self.slots.allocate() == ZERO_SLOT  # for good
+        self.is_plain = not layout.windows and layout.slots is None  # blocks are all that there is
         self.store = make_store(layout, [num_blocks, *places], self.slots.size)
         self.on_free = self._detach
 
     @property
     def is_recurrent(self) -> bool:
         return self.layout.slots is not None
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """Places that can be had, pool by pool: blocks, those of each window, slots."""
+        if self.is_plain:
+            return self.num_free, 0
+        return (self.num_free, *[window.pool.num_free for window in self.windows], self.slots.num_free)
 
     def has_block(self, block: int, group: int) -> bool:
         """Whether a block is there in a group."""
@@ -92,12 +100,12 @@ class KVCache(Pool):
             assert not any(window.place_of[block] != NOWHERE for block in self._free), "a free block has a place"
         self.slots.check_integrity()
         if self.is_recurrent:
-            assert self.slots.holds(ZERO_SLOT) >= 1 and not self.store.read_slot(ZERO_SLOT).any()
+            assert self.slots.ref_count(ZERO_SLOT) >= 1 and not self.store.read_slot(ZERO_SLOT).any()
 
     def check_nothing_is_held(self) -> None:
         """No sequence holds a block, a place in a window, or a slot."""
         for pool in (self, *(window.pool for window in self.windows)):
-            assert pool.num_free == pool.size, [place for place in range(pool.size) if pool.holds(place)]
+            assert pool.num_free == pool.size, [place for place in range(pool.size) if pool.ref_count(place)]
         assert self.slots.num_free == self.slots.size - self.is_recurrent
 
     def _place(self, block: int, group: int) -> int:

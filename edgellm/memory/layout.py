@@ -102,7 +102,8 @@ def state_layout(network: Network, kv_format: KVFormat) -> StateLayout:
 
 
 def _block_layout(states: Mapping[int, KeysValues], kv_format: KVFormat, window: int | None) -> BlockLayout:
-    layers, offset = {}, 0
+    layers = {}
+    offset = 0
     for number, state in states.items():
         if state.window == window:
             stride = kv_format.head_bytes(state.head_size)
@@ -112,7 +113,8 @@ def _block_layout(states: Mapping[int, KeysValues], kv_format: KVFormat, window:
 
 
 def _slot_layout(states: Mapping[int, Recurrent]) -> SlotLayout:
-    layers, offset = {}, 0
+    layers = {}
+    offset = 0
     for number, state in states.items():
         layers[number] = LayerSlot(state.shape, offset)
         offset += -(-4 * math.prod(state.shape) // ALIGNMENT) * ALIGNMENT

@@ -2,17 +2,14 @@
 
 free         nobody needs it
 held         by one holder or more, which are counted
-evictable    by none, but what is in it is known: kept until its memory is needed
+evictable    held by none, but what is in it is cached: kept until its memory is needed (eviction.py)
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 
-from edgellm.errors import EdgeLLMError
-
-
-class KVMemoryError(EdgeLLMError):
-    """Sequences hold so much memory that there is not enough for another."""
+from edgellm.errors import KVMemoryError
+from edgellm.memory.eviction import EvictionOrder
 
 
 class Pool:
@@ -21,13 +18,13 @@ class Pool:
     def __init__(self, size: int, what: str) -> None:
         """`what` names the places in errors."""
         self.size = size
-        self.on_evict: Callable[[int], None] = lambda place: None  # told of a place that was known, and is free now
+        self.on_evict: Callable[[int], None] = lambda place: None  # told of a place that was cached, and is free now
         self.on_free: Callable[[int], None] = lambda place: None  # told of every place that is free now
         self._what = what
         self._free = deque(range(size))
-        self._evictable: OrderedDict[int, None] = OrderedDict()  # least recently used first
-        self._counts = [0] * size  # holders
-        self._known: dict[int, int] = {}  # how many tokens of what is in a place are known
+        self._evictable = EvictionOrder()
+        self._ref_counts = [0] * size  # holders
+        self._cached: dict[int, int] = {}  # how many tokens of what is in a place are cached
 
     @property
     def num_free(self) -> int:
@@ -35,8 +32,8 @@ class Pool:
         return len(self._free) + len(self._evictable)
 
     @property
-    def num_known(self) -> int:
-        return len(self._known)
+    def num_cached(self) -> int:
+        return len(self._cached)
 
     def allocate(self) -> int:
         """A place, held once: a free one, or else the evictable one least recently used. Errors: KVMemoryError."""
@@ -49,7 +46,7 @@ class Pool:
             self.evict()
         places = [self._free.popleft() for _ in range(count)]
         for place in places:
-            self._counts[place] = 1
+            self._ref_counts[place] = 1
         return places
 
     def check_room(self, count: int) -> None:
@@ -62,61 +59,63 @@ class Pool:
 
     def share(self, place: int) -> None:
         """Hold a place that is held or evictable once more."""
-        if self._counts[place] == 0:
-            del self._evictable[place]
-        self._counts[place] += 1
+        if self._ref_counts[place] == 0:
+            self._evictable.remove(place)
+        self._ref_counts[place] += 1
 
     def release(self, place: int) -> None:
         """Give back one hold. The last one makes it evictable, as the most recently used, or free."""
-        assert self._counts[place] > 0, place
-        self._counts[place] -= 1
-        if self._counts[place] == 0:
-            if place in self._known:
-                self._evictable[place] = None
+        assert self._ref_counts[place] > 0, place
+        self._ref_counts[place] -= 1
+        if self._ref_counts[place] == 0:
+            if place in self._cached:
+                self._evictable.add(place)
             else:
                 self._set_free(place)
 
-    def remember(self, place: int, num_tokens: int) -> None:
-        """The first `num_tokens` tokens in a held place are known."""
-        assert self._counts[place] > 0, place
-        self._known[place] = num_tokens
+    def mark_cached(self, place: int, num_tokens: int) -> None:
+        """The first `num_tokens` tokens in a held place are cached: they stay when nobody holds it any more."""
+        assert self._ref_counts[place] > 0, place
+        self._cached[place] = num_tokens
 
-    def forget(self, place: int) -> None:
-        """What is in the place is known no more."""
-        del self._known[place]
-        if self._counts[place] == 0:
-            del self._evictable[place]
+    def uncache(self, place: int) -> None:
+        """What is in the place is not cached any more."""
+        del self._cached[place]
+        if self._ref_counts[place] == 0:
+            self._evictable.remove(place)
             self._set_free(place)
 
     def evict(self) -> bool:
-        """Free the evictable place least recently used; False if there is none."""
-        if not self._evictable:
+        """Free the place that goes next (eviction.py); False if there is none."""
+        place = self._evictable.first()
+        if place is None:
             return False
-        place = next(iter(self._evictable))
-        self.forget(place)
+        self.uncache(place)
         self.on_evict(place)
         return True
 
-    def is_known(self, place: int) -> bool:
-        return place in self._known
+    def is_cached(self, place: int) -> bool:
+        return place in self._cached
 
     def is_owned(self, place: int, num_tokens: int) -> bool:
         """Whether its only holder may write after its first `num_tokens` tokens: nobody else needs what is there."""
-        return self._counts[place] == 1 and self._known.get(place, 0) <= num_tokens
+        return self._ref_counts[place] == 1 and self._cached.get(place, 0) <= num_tokens
 
     def check_integrity(self) -> None:
-        """Every place is in one state: free, evictable, which are known and not held, or held."""
-        held = {place for place, count in enumerate(self._counts) if count > 0}
-        free, evictable, known = set(self._free), set(self._evictable), set(self._known)
-        assert min(self._counts, default=0) >= 0, self._counts
+        """Every place is in one state: free, evictable, which are cached and not held, or held."""
+        held = {place for place, count in enumerate(self._ref_counts) if count > 0}
+        free = set(self._free)
+        evictable = set(self._evictable.places())
+        cached = set(self._cached)
+        assert min(self._ref_counts, default=0) >= 0, self._ref_counts
         assert len(free) == len(self._free), self._free
         assert len(free) + len(evictable) + len(held) == self.size, (free, evictable, held)
         assert free | evictable | held == set(range(self.size)), (free, evictable, held)
-        assert known - held == evictable, (known, held, evictable)
+        assert cached - held == evictable, (cached, held, evictable)
 
-    def holds(self, place: int) -> int:
+    def ref_count(self, place: int) -> int:
         """How many hold a place."""
-        return self._counts[place]
+        return self._ref_counts[place]
 
     def _set_free(self, place: int) -> None:
         self._free.appendleft(place)  # the next to be reused, while its memory is still warm

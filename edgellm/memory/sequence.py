@@ -18,7 +18,7 @@ class Sequence:
         self.cache = cache
         self.blocks: list[int] = []
         self.length = 0  # tokens whose keys and values are in the cache
-        self.names: list[bytes] = []  # of the first full blocks: those that the prefix cache knows
+        self.block_hashes: list[bytes] = []  # of the first full blocks: those that are in the prefix cache
         self.slot = ZERO_SLOT  # the state after `length` tokens
         self.next_slot = ZERO_SLOT  # where a step leaves the state
         self._step_begin = 0  # the length before the last step
@@ -39,6 +39,9 @@ class Sequence:
         window shows any more.
         """
         cache = self.cache
+        if cache.is_plain and self._has_own_room(num_tokens):
+            self._step_begin = self._step_begin if goes_on else self.length
+            return
         if not goes_on:
             self._forget_step_before()
             self._leave_behind()
@@ -56,6 +59,29 @@ class Sequence:
                 for block in self.blocks[max(first, len(self.blocks) - missing) :]:
                     window.attach(block)
 
+    def demand(self, num_tokens: int) -> tuple[int, ...]:
+        """Places that `reserve` needs, pool by pool as KVCache.free; a copied block may come free again after it."""
+        cache = self.cache
+        missing = max(-(-num_tokens // KV_BLOCK) - len(self.blocks), 0)
+        index, used = divmod(self.length, KV_BLOCK)
+        is_copied = used > 0 and num_tokens > self.length and not cache.is_owned(self.blocks[index], used)
+        places = []
+        for first, window in self._windows():
+            left = self.blocks[first : window.first_seen(self.length)]
+            freed = sum(window.pool.ref_count(window.place_of[block]) == 1 for block in left)
+            places.append(missing + is_copied - freed)
+        slots = cache.is_recurrent and (self.next_slot == ZERO_SLOT) - self._is_alone_in(self._slot_before)
+        return (missing + is_copied, *places, slots)
+
+    def held_alone(self) -> tuple[int, ...]:
+        """How many places more can be had when it lets all go, pool by pool as KVCache.free."""
+        blocks = sum(self.cache.ref_count(block) == 1 for block in self.blocks)
+        places = (
+            sum(window.pool.ref_count(window.place_of[block]) == 1 for block in self.blocks[first:])
+            for first, window in self._windows()
+        )
+        return (blocks, *places, sum(map(self._is_alone_in, (self._slot_before, self.slot, self.next_slot))))
+
     def skip(self, num_tokens: int) -> None:
         """Of a fresh sequence: go on as if so many tokens had been computed, whatever is in their memory; what steps
         cost after them can be measured. Errors: KVMemoryError.
@@ -63,7 +89,8 @@ class Sequence:
         count = -(-num_tokens // KV_BLOCK)
         for window in self.cache.windows:
             window.pool.check_room(count - window.first_seen(num_tokens))
-        self.blocks, self.length = self.cache.allocate_many(count), num_tokens
+        self.blocks = self.cache.allocate_many(count)
+        self.length = num_tokens
         for number, window in enumerate(self.cache.windows):
             self._seen[number] = window.first_seen(num_tokens)
             for block in self.blocks[self._seen[number] :]:
@@ -78,7 +105,8 @@ class Sequence:
             self._slot_before = self.slot
         else:
             self.cache.slots.release(self.slot)
-        self.slot, self.next_slot = self.next_slot, ZERO_SLOT
+        self.slot = self.next_slot
+        self.next_slot = ZERO_SLOT
 
     def has_room(self, num_tokens: int) -> bool:
         """Whether there is room for a step of so many tokens."""
@@ -109,7 +137,7 @@ class Sequence:
         `slot` is the state after them. The places of the blocks that the windows show must be there: `can_stand`.
         """
         self.length = num_tokens
-        del self.names[num_tokens // KV_BLOCK :]
+        del self.block_hashes[num_tokens // KV_BLOCK :]
         while len(self.blocks) > -(-num_tokens // KV_BLOCK):
             self.cache.release(self.blocks.pop())
         for number, window in enumerate(self.cache.windows):
@@ -144,6 +172,14 @@ class Sequence:
 
     def _windows(self) -> Iterator[tuple[int, WindowBlocks]]:
         return zip(self._seen, self.cache.windows, strict=True)
+
+    def _has_own_room(self, num_tokens: int) -> bool:
+        """Whether the last block has room for all, and is nobody else's: so it is for most tokens."""
+        index, used = divmod(self.length, KV_BLOCK)
+        return used > 0 and num_tokens <= (index + 1) * KV_BLOCK and self.cache.is_owned(self.blocks[index], used)
+
+    def _is_alone_in(self, slot: int | None) -> bool:
+        return slot is not None and slot != ZERO_SLOT and self.cache.slots.ref_count(slot) == 1
 
     def _leave_behind(self) -> None:
         """Give back the places that no later token sees."""
@@ -181,11 +217,12 @@ class Sequence:
             self.cache.slots.release(self.slot)
         self.slot = ZERO_SLOT
         if self._slot_before is not None and num_tokens == self._step_begin:
-            self.slot, self._slot_before = self._slot_before, None
+            self.slot = self._slot_before
+            self._slot_before = None
 
     def _truncate(self, num_tokens: int) -> None:
         self.length = num_tokens
-        del self.names[num_tokens // KV_BLOCK :]
+        del self.block_hashes[num_tokens // KV_BLOCK :]
         kept = -(-num_tokens // KV_BLOCK)
         for number, (first, window) in enumerate(self._windows()):
             window.release(reversed(self.blocks[max(first, kept) :]))
@@ -201,4 +238,5 @@ class Sequence:
     def _forget_step_before(self) -> None:
         if self._slot_before is not None and self._slot_before != ZERO_SLOT:
             self.cache.slots.release(self._slot_before)
-        self._slot_before, self._step_begin = None, self.length
+        self._slot_before = None
+        self._step_begin = self.length

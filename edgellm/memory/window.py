@@ -30,7 +30,7 @@ class WindowBlocks:
         """A place for a block, held once. Errors: KVMemoryError."""
         assert self.place_of[block] == NOWHERE, block
         place = self.pool.allocate()
-        self.pool.remember(place, KV_BLOCK)
+        self.pool.mark_cached(place, KV_BLOCK)
         self.place_of[block], self._block_of[place] = place, block
         return place
 
@@ -39,7 +39,7 @@ class WindowBlocks:
         place = self.place_of[block]
         if place != NOWHERE:
             self._lose(place)
-            self.pool.forget(place)
+            self.pool.uncache(place)
 
     def has_all(self, blocks: Iterable[int]) -> bool:
         return all(self.place_of[block] != NOWHERE for block in blocks)
@@ -63,8 +63,8 @@ class WindowBlocks:
         self.pool.check_integrity()
         attached = {place: block for block, place in enumerate(self.place_of) if place != NOWHERE}
         assert attached == {place: block for place, block in enumerate(self._block_of) if block != NOWHERE}
-        assert all(self.pool.is_known(place) for place in attached), attached
-        assert self.pool.num_known == len(attached), (self.pool.num_known, attached)
+        assert all(self.pool.is_cached(place) for place in attached), attached
+        assert self.pool.num_cached == len(attached), (self.pool.num_cached, attached)
 
     def _lose(self, place: int) -> None:
         self.place_of[self._block_of[place]] = self._block_of[place] = NOWHERE

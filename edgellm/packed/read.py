@@ -88,7 +88,8 @@ class PackedModel:
     def _view(self, name: str) -> NDArray[Any]:
         assert self._mapping is not None
         tensor = self.header.table[name]
-        begin, count = self.header.data_start + tensor.begin, math.prod(tensor.shape)
+        begin = self.header.data_start + tensor.begin
+        count = math.prod(tensor.shape)
         array: NDArray[Any] = np.frombuffer(self._mapping, DTYPES[tensor.dtype], count, begin)
         if tensor.dtype[0] == "F" and not _all_finite(array):
             raise PackedFileError(f"{self.path}: tensor {name} holds a number that is not finite; {REMEDY}")

@@ -126,7 +126,8 @@ def fuse_products(graph: Graph) -> Graph:
         last = kept[-1] if kept else None
         is_alike = last and op.kind == last.kind == "product" and op.operands == last.operands
         if last and is_alike and not set(op.reads) & set(last.writes):
-            parts, label = last.parts + op.parts, f"{last.label} {op.label}"
+            parts = last.parts + op.parts
+            label = f"{last.label} {op.label}"
             kept[-1] = replace(last, parts=parts, marks=last.marks + op.marks, label=label)
         else:
             kept.append(op)

@@ -137,7 +137,8 @@ class GraphBuilder:
     """Writes calls down as operations. Names of tensors are completed by the layer that is open."""
 
     def __init__(self, num_layers: int) -> None:
-        self._num_layers, self._layer = num_layers, -1
+        self._num_layers = num_layers
+        self._layer = -1
         self._operations: list[Operation] = []
         self._marks: list[Mark] = []  # for the next operation
         self._num_values = 0

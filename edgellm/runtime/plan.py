@@ -78,7 +78,8 @@ def plan(graph: Graph, shape: StepShape) -> Plan:
     widest = max((value.width for op in graph.operations for value in op.writes if value.is_quantized), default=0)
     scratch_stride = 4 * max(2 * ops.MAX_TILE_ROWS * BLOCK, *(_attention_floats(*sizes) for sizes in heads), 0)
     outliers_stride = shape.rows * (widest // BLOCK + 1) * 16
-    rope, table_bytes = {}, 0
+    rope = {}
+    table_bytes = 0
     for table in dict.fromkeys(_rope_tables(graph)):
         rope[table] = table_bytes
         table_bytes += shape.context * 2 * table.head_size * 4

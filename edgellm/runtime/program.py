@@ -75,7 +75,9 @@ class Program:
         line, _, words = data.partition(b"\n")
         header = json.loads(line)
         marks = {Mark(part, layer): at for part, layer, at in header["marks"]}
-        labels, places, calls = tuple(header["labels"]), dict(header["places"]), dict(header["calls"])
+        labels = tuple(header["labels"])
+        places = dict(header["places"])
+        calls = dict(header["calls"])
         return cls(np.frombuffer(words, "<i8").astype(np.int64), places, calls, labels, marks)
 
 
@@ -91,7 +93,8 @@ class ProgramWriter:
 
     def operation(self, record: Record, **words: Word) -> None:
         """The next operation."""
-        values, begin = in_order(record, words), self._num_written * OPERATION_WORDS
+        values = in_order(record, words)
+        begin = self._num_written * OPERATION_WORDS
         self._numbers[begin : begin + len(values)] = self._noted(begin, values)
         self._num_written += 1
 

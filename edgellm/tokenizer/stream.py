@@ -28,5 +28,6 @@ class StreamDecoder:
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that never got its last byte."""
-        text, self._held = self._held.decode(errors="replace"), b""
+        text = self._held.decode(errors="replace")
+        self._held = b""
         return text

@@ -22,7 +22,8 @@ class Tokenizer(ABC):
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         # The vocabulary itself is not kept: its merges, 48,000 texts, are the engine's from here on.
-        self._tokens, self._types = vocabulary.tokens, vocabulary.types
+        self._tokens = vocabulary.tokens
+        self._types = vocabulary.types
         control = vocabulary.texts_of(CONTROL)
         if vocabulary.unknown is not None and self._types[vocabulary.unknown] == UNKNOWN:
             control[self._tokens[vocabulary.unknown]] = vocabulary.unknown
@@ -30,8 +31,10 @@ class Tokenizer(ABC):
         self._user_defined = SpellingTable(vocabulary.texts_of(USER_DEFINED))
         self._puts_space = vocabulary.kind == "spm" and vocabulary.add_space_prefix
         self.vocabulary_size = len(self._tokens)  # V
-        self.bos, self._eos = vocabulary.bos, vocabulary.eos
-        self._add_bos, self._add_eos = vocabulary.add_bos, vocabulary.add_eos
+        self.bos = vocabulary.bos
+        self._eos = vocabulary.eos
+        self._add_bos = vocabulary.add_bos
+        self._add_eos = vocabulary.add_eos
         self.bos_token, self.eos_token = (
             "" if id_ is None else self._tokens[id_] for id_ in (vocabulary.bos, vocabulary.eos)
         )
@@ -81,7 +84,8 @@ class Tokenizer(ABC):
 
     def token_bytes(self, token: int, previous: int | None = None, *, special: bool = False) -> bytes:
         """What one token adds to a text after the token `previous` (None: at the start)."""
-        kind, text = self._type(token), self._tokens[token]
+        kind = self._type(token)
+        text = self._tokens[token]
         if kind == NORMAL:
             return self._text_bytes(text, self.begins_with_space(previous))
         if kind == BYTE:
@@ -95,21 +99,22 @@ class Tokenizer(ABC):
         return self._puts_space and self._starts(previous)
 
     def inner_bytes(self, token: int) -> bytes:
-        """What a token adds wherever it stands behind the first of a text; empty where none, or not always the same.
+        """What a token adds wherever it stands but at the begin of a text; empty where none, or not always the same.
 
         Byte tokens add nothing where encoding takes another token for the byte.
         """
-        kind, text = self._type(token), self._tokens[token]
+        kind = self._type(token)
+        text = self._tokens[token]
         if kind == NORMAL:
             return self._text_bytes(text, spaced=False)
         if kind == BYTE:
             byte = bytes.fromhex(text[3:5])
             return byte if byte >= b"\x80" or self._encode_plain(byte.decode(), starts=False) == [token] else b""
-        # Where a space is put before texts, it is also put, and taken away, behind a user-defined token.
+        # Where a space is put before texts, it is also put, and taken away, after a user-defined token.
         return text.encode() if kind == USER_DEFINED and not self._puts_space else b""
 
     def encode_inner(self, text: str) -> list[int]:
-        """The ids of a text that goes on behind another; only of tokens that have `inner_bytes`."""
+        """The ids of a text that goes on after another; only of tokens that have `inner_bytes`."""
         if self._puts_space:
             return self._encode_plain(text, starts=False)
         return self.encode_parts([text], add_bos=False)

@@ -64,7 +64,8 @@ class Vocabulary:
         for name in ("bos", "eos", "unknown", "eot"):
             token = getattr(self, name)
             _check(
-                token is None or (type(token) is int and 0 <= token < len(self.tokens)), f"{name} {token!r} is no id"
+                token is None or (type(token) is int and 0 <= token < len(self.tokens)),
+                f"{name} {token!r} is not a token id",
             )
         for name in ("add_bos", "add_eos", "add_space_prefix"):
             _check(type(getattr(self, name)) is bool, f"{name} {getattr(self, name)!r} is not true or false")
@@ -98,7 +99,7 @@ class Vocabulary:
     def _check_scores(self) -> None:
         scores = self.scores or ()
         _check(len(scores) == len(self.tokens), f"{len(self.tokens)} tokens and {len(scores)} scores")
-        _check(set(map(type, scores)) == {float} and all(map(math.isfinite, scores)), "a score is no finite number")
+        _check(set(map(type, scores)) == {float} and all(map(math.isfinite, scores)), "a score is not a finite number")
 
     def texts_of(self, *types: int) -> dict[str, int]:
         """Text -> id of the tokens of these types."""

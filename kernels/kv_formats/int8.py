@@ -30,7 +30,8 @@ class INT8:
 
     def write(self, block: NDArray[np.uint8], slot: int, key: Array, value: Array) -> None:
         keys, values, scales = self._views(block, len(key))
-        (keys[:, slot], key_scales), (values[slot], value_scales) = quantize_kv(key), quantize_kv(value)
+        (keys[:, slot], key_scales) = quantize_kv(key)
+        (values[slot], value_scales) = quantize_kv(value)
         for which, kept in enumerate((key_scales, value_scales)):
             scales[which, :, slot] = (kept.view(np.uint32) >> 16).astype(np.uint16)
 
@@ -46,7 +47,8 @@ class INT8:
         self, block: NDArray[np.uint8], head_size: int
     ) -> tuple[NDArray[np.int8], NDArray[np.int8], NDArray[np.uint16]]:
         size = head_size * KV_BLOCK
-        keys, values = block[:size].view(np.int8), block[size : 2 * size].view(np.int8)
+        keys = block[:size].view(np.int8)
+        values = block[size : 2 * size].view(np.int8)
         scales = block[2 * size :].view(np.uint16).reshape(2, head_size // 32, KV_BLOCK)
         return keys.reshape(head_size, KV_BLOCK), values.reshape(KV_BLOCK, head_size), scales
 

@@ -93,7 +93,8 @@ class Codebook(Quant):
 
     def pack(self, codes: Bytes, scales: NDArray[Any]) -> Parts:
         """Codes uint8 [N][C] and scales [N][C/G] in natural order -> parts."""
-        groups, least = scales.shape[1], self.table.index(min(self.table, key=abs))
+        groups = scales.shape[1]
+        least = self.table.index(min(self.table, key=abs))
         padded = np.pad(scales, ((0, 0), (0, self.kind.room(groups) - groups)))
         return {"codes": pack_nibbles(codes, least), "scales": pack_per_row(padded)}
 
@@ -120,21 +121,24 @@ def best(
 ) -> tuple[Bytes, NDArray[Any]]:
     """Codes of groups [N][groups][G] and scales, of first * each of those tried the one of least squared error."""
     least = np.full(first.shape, np.inf, np.float32)
-    codes, kept = np.zeros(groups.shape, np.uint8), kind.nearest(first)
+    codes = np.zeros(groups.shape, np.uint8)
+    kept = kind.nearest(first)
     for factor in tried:
         scales = kind.nearest(first * np.float32(factor))
         steps = kind.floats(scales)
         found = nearest(groups, table, steps)
         error = np.square(np.array(table, np.float32)[found] * steps[:, :, None] - groups).sum(axis=2)
         better = error < least
-        least, kept = np.where(better, error, least), np.where(better, scales, kept)
+        least = np.where(better, error, least)
+        kept = np.where(better, scales, kept)
         codes = np.where(better[:, :, None], found, codes)
     return codes, kept
 
 
 def nearest(groups: Floats, table: tuple[int, ...], scales: Floats) -> Bytes:
     """The codes of the entries nearest to groups [N][groups][G] by their scales [N][groups]."""
-    steps, order = scales[:, :, None], np.argsort(table, kind="stable")
+    steps = scales[:, :, None]
+    order = np.argsort(table, kind="stable")
     values = np.divide(groups, steps, out=np.zeros_like(groups), where=steps != 0)
     entries = np.array(table, np.float32)[order]
     codes: Bytes = order.astype(np.uint8)[np.searchsorted((entries[1:] + entries[:-1]) / 2, values)]
@@ -157,7 +161,9 @@ def natural(packed: Bytes) -> Bytes:
 class IQ4NL(Codebook):
     """Nonlinear INT4."""
 
-    name, table, kind = "iq4_nl", IQ4_NL_TABLE, F16
+    name = "iq4_nl"
+    table = IQ4_NL_TABLE
+    kind = F16
     tried = tuple(0.80 + 0.05 * i for i in range(7))
 
     @property
@@ -175,8 +181,14 @@ class IQ4NL(Codebook):
 class IQ4XS(TwoLevel):
     """The same integers, with scales as q6_k has them: a step in -32..31 for 32 inputs."""
 
-    unit, bits, inputs, zero_point, has_minimums, otherwise = "codebook", 4, 32, 0, False, IQ4NL(BLOCK)
-    name, table = "iq4_xs", IQ4_NL_TABLE
+    unit = "codebook"
+    bits = 4
+    inputs = 32
+    zero_point = 0
+    has_minimums = False
+    otherwise = IQ4NL(BLOCK)
+    name = "iq4_xs"
+    table = IQ4_NL_TABLE
     record = Q6K.record
 
     def integers(self, codes: Bytes) -> Floats:
@@ -203,7 +215,10 @@ class IQ4XS(TwoLevel):
 class MXFP4(Codebook):
     """Numbers of 4 bits with a shared exponent."""
 
-    name, table, kind, tried = "mxfp4", MXFP4_TABLE, E8M0, (1.0, 2.0)
+    name = "mxfp4"
+    table = MXFP4_TABLE
+    kind = E8M0
+    tried = (1.0, 2.0)
 
     @property
     def exact(self) -> Mapping[str, Transcode]:
@@ -222,7 +237,10 @@ class MXFP4(Codebook):
 class NF4(Codebook):
     """NormalFloat: quantiles of a normal distribution."""
 
-    name, table, kind, tried = "nf4", tuple(round(value * NF4_ONE) for value in NF4_TABLE), F32, (1.0,)
+    name = "nf4"
+    table = tuple(round(value * NF4_ONE) for value in NF4_TABLE)
+    kind = F32
+    tried = (1.0,)
 
     def fitting(self, columns: int) -> Quant:
         return IQ4NL(BLOCK) if columns % self.group else self
@@ -242,10 +260,13 @@ def make_pieces(quant: Codebook | IQ4XS) -> "Pieces":
     def load_e8m0(where: int) -> Any:
         """`e8m0_halves`"""
         e = load_u8x16(where)
-        small, normal = shift_left(e + splat_i32(1), 21), shift_left(e - splat_i32(1), 23)
+        small = shift_left(e + splat_i32(1), 21)
+        normal = shift_left(e - splat_i32(1), 23)
         return f32_from_lane_bits(choose_i32(less(e, splat_i32(2)), small, normal))
 
-    size, dots, code = PANEL * BLOCK // 2, make_codebook_dots(quant.table), codebook_code(quant.table)
+    size = PANEL * BLOCK // 2
+    dots = make_codebook_dots(quant.table)
+    code = codebook_code(quant.table)
     if isinstance(quant, IQ4XS):
         return two_level_pieces(quant.record, block_bytes=size, make_dots=dots, code=code, runs=1)
     load, each = {F16: (load_f16x16, 2), F32: (load_f32x16, 4), E8M0: (load_e8m0, 1)}[quant.kind]

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 class Int4Asym(GroupedQuant):
     """A scale and a minimum per group."""
 
-    unit, bits, zero_point, has_minimums = "int4_asym", 4, 0, True
+    unit = "int4_asym"
+    bits = 4
+    zero_point = 0
+    has_minimums = True
     record = grouped_record(has_minimums=True)
 
     @property
@@ -32,7 +35,8 @@ class Int4Asym(GroupedQuant):
         """From the least entry of a group in 15 steps to the greatest"""
         groups = values.reshape(len(values), -1, self.group)
         least = groups.min(axis=2)
-        mins, scales = least.astype(np.float16), (groups.max(axis=2) - least) / 15
+        mins = least.astype(np.float16)
+        scales = (groups.max(axis=2) - least) / 15
         codes, kept = self.rounded(groups - mins.astype(np.float32)[:, :, None], scales, 0, 15)
         return self.pack(codes, kept, mins)
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from edgellm.kernels.cpu.matmul.pieces import Pieces
 
 SUPER = 256  # inputs that share d and dmin
-NIBBLES, FIFTEEN = np.array([[0], [4]], np.uint8), np.uint8(15)
+NIBBLES = np.array([[0], [4]], np.uint8)
+FIFTEEN = np.uint8(15)
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -110,7 +111,8 @@ class WithMinimums(TwoLevel):
     @np.errstate(over="ignore", invalid="ignore")
     def encode(self, values: Floats) -> Parts:
         """From the least entry of a group, or 0, to the greatest; the minimum is rounded before the scale is made."""
-        groups, top = values.reshape(len(values), -1, self.inputs), (1 << self.bits) - 1
+        groups = values.reshape(len(values), -1, self.inputs)
+        top = (1 << self.bits) - 1
         mins, min_steps = two_levels(np.maximum(-groups.min(axis=2), 0), 63, self.inputs)
         raised = groups + products(mins, min_steps)[:, :, None]
         scales, steps = two_levels(np.maximum(raised.max(axis=2), 0) / np.float32(top), 63, self.inputs)
@@ -136,21 +138,27 @@ class WithMinimums(TwoLevel):
 class Q4K(WithMinimums):
     """4 bits."""
 
-    bits, otherwise = 4, Int4Asym(BLOCK)
+    bits = 4
+    otherwise = Int4Asym(BLOCK)
     record = Record(*WEIGHT_HEAD, "codes", "scales", "steps", "mins", "min_steps")
 
 
 class Q5K(WithMinimums):
     """5 bits."""
 
-    bits, otherwise = 5, Int8(BLOCK)
+    bits = 5
+    otherwise = Int8(BLOCK)
     record = Q4K.record
 
 
 class Q6K(TwoLevel):
     """6 bits."""
 
-    bits, inputs, zero_point, has_minimums, otherwise = 6, 16, 32, False, Int8(BLOCK)
+    bits = 6
+    inputs = 16
+    zero_point = 32
+    has_minimums = False
+    otherwise = Int8(BLOCK)
     record = Record(*WEIGHT_HEAD, "codes", "scales", "steps")
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -225,7 +233,8 @@ def make_pieces(quant: TwoLevel) -> "Pieces":
     from edgellm.kernels.cpu.matmul.pieces import nibble_code, two_level_pieces
     from edgellm.kernels.cpu.matmul.planes import make_plane_dots, plane_code
 
-    upper, zero_point = quant.bits - 4, quant.zero_point
+    upper = quant.bits - 4
+    zero_point = quant.zero_point
     return two_level_pieces(
         quant.record,
         block_bytes=PANEL * BLOCK * quant.bits // 8,

@@ -183,7 +183,7 @@ def scatter_i8(b: Builder, where: Any, v: Any, stride: Any) -> None:
 
 @operation(types.void, address)
 def prefetch(b: Builder, where: Any) -> None:
-    """Ask for the cache line at an address, which may lie behind the end of anything."""
+    """Ask for the cache line at an address, which may lie after the end of anything."""
     _prefetch(b, where, 3)
 
 
@@ -228,7 +228,7 @@ def pause(b: Builder) -> None:
 
 @operation(types.void)
 def forget_loads(b: Builder) -> None:
-    """What is loaded behind this is loaded once more, not kept from before, in registers or spilled; no instruction."""
+    """What is loaded after this is loaded once more, not kept from before, in registers or spilled; no instruction."""
     b.fence("acq_rel", "singlethread")
 
 

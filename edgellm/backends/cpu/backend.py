@@ -22,9 +22,11 @@ class CPUBackend:
     name = "cpu"
 
     def __init__(self, library: Library, *, threads: int, processors: int) -> None:
-        self._library, self._team = library, Team(library, threads, processors)
+        self._library = library
+        self._team = Team(library, threads, processors)
         self.leaves_a_processor = self._team.leaves_a_processor
-        self.description, self.threads = library.target.isa, threads
+        self.description = library.target.isa
+        self.threads = threads
 
     @classmethod
     def load(

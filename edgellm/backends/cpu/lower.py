@@ -30,8 +30,11 @@ def lower(graph: Graph, plan: Plan, header: PackedHeader, states: StateLayout, s
 
 class _Lowering:
     def __init__(self, graph: Graph, plan: Plan, header: PackedHeader, states: StateLayout, step: StepLayout) -> None:
-        self._graph, self._plan, self._header = graph, plan, header
-        self._states, self._step = states, step
+        self._graph = graph
+        self._plan = plan
+        self._header = header
+        self._states = states
+        self._step = step
         self._writer = ProgramWriter(len(graph.operations))
         self._states_of: dict[int, Ref] = {}  # by layer: four words of a program name each
 
@@ -60,7 +63,8 @@ class _Lowering:
         """
         x = op.operands["x"]
         assert isinstance(x, Value)
-        place, plan = self._plan.places[x], self._plan
+        place = self._plan.places[x]
+        plan = self._plan
         has_own = place.own is not None
         follows_norm = has_own and before is not None and before.output == x
         read = {plan.places[value] for value in before.reads} if before else set()
@@ -84,7 +88,8 @@ class _Lowering:
         )
 
     def _part(self, part: Part) -> tuple[Word, ...]:
-        weight, second = part.operands["weight"], part.operands.get("up")
+        weight = part.operands["weight"]
+        second = part.operands.get("up")
         assert isinstance(weight, Tensor)
         record = ops.EPILOGUES[part.epilogue]
         name = part.epilogue
@@ -145,7 +150,8 @@ class _Lowering:
 
     def _state(self, layer: int) -> Ref:
         """What a layer remembers: keys and values, or a state of a fixed size."""
-        slots, name = self._states.slots, self._states.kv_format.name
+        slots = self._states.slots
+        name = self._states.kv_format.name
         if slots is not None and layer in slots.layers:
             return self._writer.record(
                 ops.RECURRENT,

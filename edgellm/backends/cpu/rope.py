@@ -28,10 +28,12 @@ class RopeTables:
     def ensure(self, positions: int) -> None:
         """Have the first `positions` rows ready."""
         while self._known < positions:
-            first, last = self._known, min(self._known + STEP, self._context)
+            first = self._known
+            last = min(self._known + STEP, self._context)
             for table, turns in self._tables:
                 angles = np.arange(first, last)[:, None] * turns
-                rows, rotated = table[first:last], slice(0, 2 * len(turns))
+                rows = table[first:last]
+                rotated = slice(0, 2 * len(turns))
                 rows[:, 0] = 1.0
                 rows[:, 0, rotated] = np.repeat(np.cos(angles), 2, axis=1)
                 rows[:, 1, rotated] = np.stack((-np.sin(angles), np.sin(angles)), axis=-1).reshape(len(angles), -1)

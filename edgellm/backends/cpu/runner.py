@@ -38,15 +38,19 @@ class CPURunner:
         context: int, max_rows: int, max_logit_rows: int,
     ) -> None:  # fmt: skip
         """`max_rows` rows a step at most, `max_logit_rows` of them with logits; positions below `context`."""
-        self.network, self.cache, self.last_seconds = packed.network, cache, 0.0
-        self.max_rows, self.max_logit_rows = max_rows, max_logit_rows
+        self.network = packed.network
+        self.cache = cache
+        self.last_seconds = 0.0
+        self.max_rows = max_rows
+        self.max_logit_rows = max_logit_rows
         self._team = team
         shape = StepShape(max_rows, max_logit_rows, team.threads, context)
         self.graph = fuse(network_graph(packed.network))
         self._plan = plan(self.graph, shape)
         layout = StepLayout(shape, len(cache.layout.groups))
         self._program = lower(self.graph, self._plan, packed.header, cache.layout, layout)
-        self.operations, self._marks = self._program.labels, self._program.marks
+        self.operations = self._program.labels
+        self._marks = self._program.marks
         self._work = aligned_zeros(self._plan.work_bytes, np.uint8)
         self._rope = RopeTables(self._plan, packed)
         self._arena = aligned_zeros(layout.nbytes, np.uint8)
@@ -60,7 +64,8 @@ class CPURunner:
         }
         self._table = self._program.bind(bases, library.addresses)
         self._kept = [packed, cache, library]  # what the table points to
-        self._table_address, self._step_address = address(self._table), address(self._arena)
+        self._table_address = address(self._table)
+        self._step_address = address(self._arena)
         groups = [op.number("heads") // op.number("kv_heads") for op in self.graph.operations if op.kind == "attend"]
         self._span = max(1, ops.SPAN_QUERIES // max(groups, default=1))
         self._times = np.zeros(len(self.operations) + 1, np.int64)
@@ -75,16 +80,20 @@ class CPURunner:
             words[name] = self._step_address + getattr(layout, name)
         record = ops.STEP.pack(**words)
         self._arena[: record.nbytes] = record.view(np.uint8)
-        rows, logit_rows = self.max_rows, self.max_logit_rows
+        rows = self.max_rows
+        logit_rows = self.max_logit_rows
 
         def part(offset: int, count: int, *, is_long: bool = False) -> memoryview:
             data = self._arena[offset : offset + count * (8 if is_long else 4)]
             return elements(data.view(np.int64) if is_long else data.view(np.int32))
 
         self._step = part(0, len(ops.STEP.names), is_long=True)
-        self._tokens, self._positions = part(layout.tokens, rows), part(layout.positions, rows)
-        self._sequences, self._sequence_rows = part(layout.sequences, rows), part(layout.sequence_rows, 2 * rows)
-        self._spans, self._logit_rows = part(layout.spans, 2 * rows), part(layout.logit_rows, logit_rows)
+        self._tokens = part(layout.tokens, rows)
+        self._positions = part(layout.positions, rows)
+        self._sequences = part(layout.sequences, rows)
+        self._sequence_rows = part(layout.sequence_rows, 2 * rows)
+        self._spans = part(layout.spans, 2 * rows)
+        self._logit_rows = part(layout.logit_rows, logit_rows)
         self._samplers = part(layout.samplers, logit_rows, is_long=True)
         self._table_stride = layout.table_stride
         self._slots = part(layout.slots, 2 * rows)
@@ -103,6 +112,8 @@ class CPURunner:
     def read(self, mark: Mark) -> NDArray[np.float32]:
         """What goes into the operation at a mark: Runner.read."""
         op = self.graph.operations[self._marks[mark]]
+        if op.kind == "sample":
+            return self.logits
         x = op.operands.get("q", op.operands.get("x"))
         assert isinstance(x, Value), op
         return self._floats(x)
@@ -123,7 +134,8 @@ class CPURunner:
         """Compute all rows: Runner.start. The caller's thread is one of the team, so all is over when this returns."""
         row = num_logits = num_spans = 0
         for number, rows in enumerate(batch):
-            start, count = rows.sequence.length, len(rows.tokens)
+            start = rows.sequence.length
+            count = len(rows.tokens)
             assert rows.sequence.has_room(count), "room was not reserved"
             if count == 1:  # a third of the time that slices take
                 self._tokens[row], self._positions[row], self._sequences[row] = rows.tokens[0], start, number
@@ -165,7 +177,8 @@ class CPURunner:
 
     def unembed(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits [R][V] of hidden states [R][D], at most as many as rows with logits: the last norm and the head."""
-        count, last = len(hidden), Mark("layer", len(self.network.layers))
+        count = len(hidden)
+        last = Mark("layer", len(self.network.layers))
         self.read(last)[:count] = hidden
         self._logit_rows[:count] = array("i", range(count))
         self._samplers[:count] = array("q", [0]) * count
@@ -180,7 +193,8 @@ class CPURunner:
         assert 0 < num_rows <= self.max_rows, num_rows
         assert num_logits <= self.max_logit_rows, num_logits
         self._set_counts(num_rows, num_logits, num_spans)
-        begin, started = 0, time.perf_counter()
+        begin = 0
+        started = time.perf_counter()
         if watch:
             for mark in sorted(watch, key=self._marks.__getitem__):
                 end = self._marks[mark]

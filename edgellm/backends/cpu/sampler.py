@@ -35,7 +35,8 @@ class Sampler:
         check_tokens("logit_bias", params.logit_bias, vocabulary)
         check_tokens("dry_sequence_breakers", breakers, vocabulary)
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
-        self._params, self._vocabulary = params, vocabulary
+        self._params = params
+        self._vocabulary = vocabulary
         self._draw = 0
         self._drafted: list[int] = []
         self._masks: NDArray[np.int32] | None = None
@@ -112,7 +113,8 @@ class Sampler:
         for record in self._records:
             record.words[MASK] = 0
         if masks is not None:
-            first, stride = address(masks), masks.strides[0]
+            first = address(masks)
+            stride = masks.strides[0]
             for j, record in enumerate(self._records[: len(masks)]):
                 record.words[MASK] = first + j * stride
 
@@ -127,7 +129,8 @@ class Sampler:
 
     def _add_record(self) -> None:
         record = _Record(self._vocabulary, counts=self._reads_text, top_logprobs=self._top_logprobs)
-        params, mirostat = self._params, self._params.mirostat != 0
+        params = self._params
+        mirostat = self._params.mirostat != 0
         record.fill(
             chain=sum(code << 4 * place for place, code in enumerate(self._chain)),
             mask=0,
@@ -172,7 +175,8 @@ class _Record:
 
     def __init__(self, vocabulary: int, *, counts: bool, top_logprobs: int) -> None:
         self._record = np.zeros(len(WORD), np.int64)
-        self.words, self.address = elements(self._record), address(self._record)
+        self.words = elements(self._record)
+        self.address = address(self._record)
         size = vocabulary + ops.SAMPLER_PADDING
         # Not zeroed where it need not be: the system then commits it only as far as the kernel goes
         self._work = np.empty((4 if top_logprobs >= 0 else 3, size), np.int32)
@@ -188,7 +192,8 @@ class _Record:
     def read_logprobs(self) -> Logprobs | None:
         if self._logprobs is None:
             return None
-        ids, values = self._logprobs[1::2].tolist(), self._logprobs.view(np.float32)[::2].tolist()
+        ids = self._logprobs[1::2].tolist()
+        values = self._logprobs.view(np.float32)[::2].tolist()
         return Logprobs(values[0], tuple((id_, value) for id_, value in zip(ids, values[1:], strict=True) if id_ >= 0))
 
 

@@ -26,11 +26,14 @@ class Team:
 
     def __init__(self, library: Library, threads: int, processors: int) -> None:
         """`processors` are really available: a larger team must not spin, or it waits for threads that cannot run."""
-        self.threads, self.leaves_a_processor = threads, threads < processors
+        self.threads = threads
+        self.leaves_a_processor = threads < processors
         self._library = library  # whose code the threads are in
-        self._lead, self._follow = library.entry("lead"), library.entry("follow")
+        self._lead = library.entry("lead")
+        self._follow = library.entry("follow")
         self._record = aligned_zeros(TEAM_WORDS, np.int64)
-        self._address, self._words = address(self._record), elements(self._record)
+        self._address = address(self._record)
+        self._words = elements(self._record)
         self._words[THREADS] = threads
         self._words[SPINS_WORD] = SPINS if threads <= processors else 0
         self._patience = PATIENCE if threads <= processors else 1

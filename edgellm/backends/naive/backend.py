@@ -1,7 +1,7 @@
 """A model in plain NumPy: the graph as its family says it, an operation after the other, each a row at a time.
 
 Sums are float64, by the functions of kernels/reference.py, and what is kept lies in memory as it does for kernels. A
-row's numbers come from its own values and its own text alone, so that chunks and company cannot change a bit.
+row's numbers come from its own values and its own text alone, so that chunks and other requests cannot change a bit.
 """
 
 import time
@@ -50,17 +50,23 @@ class NaiveRunner:
         self, packed: PackedModel, cache: KVCache, *, context: int, max_rows: int, max_logit_rows: int
     ) -> None:  # fmt: skip
         assert isinstance(cache.store, HostStore)
-        self.network, self.cache, self.last_seconds = packed.network, cache, 0.0
-        self.max_rows, self.max_logit_rows = max_rows, max_logit_rows
+        self.network = packed.network
+        self.cache = cache
+        self.last_seconds = 0.0
+        self.max_rows = max_rows
+        self.max_logit_rows = max_logit_rows
         self.graph = network_graph(packed.network)
         self.operations = [op.label for op in self.graph.operations]
         self.seconds = np.zeros(len(self.operations))
         self.logits = np.zeros((0, self.network.vocabulary), np.float32)
-        self._context, self._store, self._states = context, cache.store, cache.layout
+        self._context = context
+        self._store = cache.store
+        self._states = cache.layout
         self._packed, self._tensors = packed, dict[str, Floats]()  # those used so far
         self._batch: Seq[Rows] = ()
         self._rows: list[_Row] = []
         self._wanted: list[int] = []  # rows whose logits are
+        self._has_logits = False  # whether `logits` are those of the step that runs
         self._values: dict[Value, list[Floats]] = {}  # of each row
         self._keys: list[Floats] = []  # of each row, until its values come
         self._compute = {"embed": self._embed, "rotate": self._rotate, "keep": self._keep, "attend": self._attend}
@@ -68,9 +74,14 @@ class NaiveRunner:
     def start(self, batch: Seq[Rows], *, watch: Watch | None = None, timed: bool = False) -> None:
         """Compute all rows: Runner.start."""
         began = time.perf_counter()
-        self._batch, self._rows, self._wanted, self._values = batch, [], [], {}
+        self._batch = batch
+        self._rows = []
+        self._wanted = []
+        self._values = {}
+        self._has_logits = False
         for rows in batch:
-            first, sequence = rows.sequence.length, rows.sequence
+            first = rows.sequence.length
+            sequence = rows.sequence
             assert sequence.has_room(len(rows.tokens)), "room was not reserved"
             assert first + len(rows.tokens) <= self._context
             self._wanted += [len(self._rows) + index for index in rows.logits]
@@ -89,6 +100,8 @@ class NaiveRunner:
     def read(self, mark: Mark) -> NDArray[np.float32]:
         """What goes into the operation at a mark: Runner.read."""
         op = self.graph.operations[self.graph.marks()[mark]]
+        if op.kind == "sample":
+            return self._logits(op)
         x = op.operands.get("q", op.operands.get("x"))
         assert isinstance(x, Value), op
         rows = np.array(self._values[x])
@@ -101,7 +114,10 @@ class NaiveRunner:
         first = self.graph.marks()[Mark("layer", len(self.network.layers))]
         x = self.graph.operations[first].operands["x"]
         assert isinstance(x, Value)
-        self._batch, self._wanted, self._values = (), list(range(len(hidden))), {x: list(hidden.astype(np.float64))}
+        self._batch = ()
+        self._wanted = list(range(len(hidden)))
+        self._values = {x: list(hidden.astype(np.float64))}
+        self._has_logits = False
         self._walk(first, {})
         return self.logits
 
@@ -192,7 +208,8 @@ class NaiveRunner:
 
     def _attend(self, row: int, x: Operands) -> Floats:
         _, position, sequence = self._rows[row]
-        kv_format, window = self._states.kv_format, x["window"] or position + 1
+        kv_format = self._states.kv_format
+        window = x["window"] or position + 1
         seen = max(0, position - window + 1)  # the first position that is
         first = seen // CHUNK * CHUNK
         kept = np.zeros((2, -(-(position + 1 - first) // KV_BLOCK) * KV_BLOCK, x["kv_heads"], x["head_size"]))
@@ -209,14 +226,17 @@ class NaiveRunner:
 
     def _head(self, sequence: Sequence, state: LayerState, block: int, head: int) -> Bytes:
         """A head's keys and values in a block of a sequence."""
-        group, layer = self._states.group_of[state.layer], self._states.layer(state.layer)
+        group = self._states.group_of[state.layer]
+        layer = self._states.layer(state.layer)
         begin = layer.offset + head * layer.head_stride
         return self._store.read(group, sequence.tables(group)[block])[begin : begin + layer.head_stride]
 
     def _call(self, op: Operation, row: int, x: Operands) -> Floats:
         """A family's own kernel, by its twin."""
         assert op.call is not None
-        inputs, states, others = [], [], {}
+        inputs = []
+        states = []
+        others = {}
         for name, operand in op.operands.items():
             match operand:
                 case Value():
@@ -229,9 +249,10 @@ class NaiveRunner:
         return output
 
     def _state(self, row: int, state: LayerState) -> NDArray[np.float32]:
-        """What a layer remembers before a row, where the step leaves it: a twin makes it what it is behind the row."""
+        """What a layer remembers before a row, where the step leaves it: a twin makes it what it is after the row."""
         assert self._states.slots is not None
-        layer, (_, position, sequence) = self._states.slots.layers[state.layer], self._rows[row]
+        layer = self._states.slots.layers[state.layer]
+        (_, position, sequence) = self._rows[row]
         assert sequence.next_slot != ZERO_SLOT, "room was not reserved"
 
         def at(slot: int) -> NDArray[np.float32]:
@@ -243,16 +264,23 @@ class NaiveRunner:
             at(sequence.next_slot)[:] = at(sequence.slot)
         return at(sequence.next_slot)
 
+    def _logits(self, op: Operation) -> NDArray[np.float32]:
+        """Those that go into sampling, which somebody may have changed."""
+        if not self._has_logits:
+            x = op.operands["logits"]
+            assert isinstance(x, Value)
+            self.logits = np.array(self._values[x], np.float32).reshape(-1, x.width)
+            self._has_logits = True
+        return self.logits
+
     def _sample(self, op: Operation) -> None:
-        x = op.operands["logits"]
-        assert isinstance(x, Value)
-        self.logits = np.array(self._values[x], np.float32).reshape(-1, x.width)
+        logits = self._logits(op)
         end = 0
         for rows in self._batch:
             end += len(rows.logits)
             if rows.sampler is not None:
                 assert isinstance(rows.sampler, NaiveSampler)
-                rows.sampler.choose(self.logits[end - rows.sampler.num_rows : end])
+                rows.sampler.choose(logits[end - rows.sampler.num_rows : end])
 
 
 def _heads(x: Floats, operands: Any) -> Floats:

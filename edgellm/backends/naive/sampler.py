@@ -19,7 +19,7 @@ LEAST_TEMPERATURE = 1e-30  # so that logits stay finite
 
 class _Choice(NamedTuple):
     token: int
-    mu: float  # Mirostat's, behind the token
+    mu: float  # Mirostat's, after the token
     logprobs: Logprobs | None
 
 
@@ -36,10 +36,13 @@ class NaiveSampler:
         check_tokens("logit_bias", params.logit_bias, vocabulary)
         check_tokens("dry_sequence_breakers", breakers, vocabulary)
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
-        self._params, self._samplers = params, acting_samplers(params)
+        self._params = params
+        self._samplers = acting_samplers(params)
         self._breakers = set(breakers)
-        self._text, self._num_prompt_tokens = list(prompt), len(prompt)
-        self._draw, self._mu = 0, 2 * params.mirostat_tau
+        self._text = list(prompt)
+        self._num_prompt_tokens = len(prompt)
+        self._draw = 0
+        self._mu = 2 * params.mirostat_tau
         self._drafted: list[int] = []
         self._masks: NDArray[np.int32] | None = None
         self._choices: list[_Choice] = []  # of the last step
@@ -51,7 +54,8 @@ class NaiveSampler:
 
     def prepare(self, drafted: Seq[int] = (), masks: NDArray[np.int32] | None = None) -> None:
         """Make rows ready for the next token and those after each drafted one: SamplerSlot.prepare."""
-        self._drafted, self._masks = list(drafted), masks
+        self._drafted = list(drafted)
+        self._masks = masks
 
     def choose(self, logits: NDArray[np.float32]) -> None:
         """A token for each row of logits [num_rows][V]."""
@@ -71,7 +75,8 @@ class NaiveSampler:
         """The tokens that the first `count` rows chose; they count from now on."""
         tokens = [choice.token for choice in self._choices[:count]]
         assert tokens[:-1] == self._drafted[: count - 1], (tokens, self._drafted)
-        self._draw, self._mu = self._draw + count, self._choices[count - 1].mu
+        self._draw = self._draw + count
+        self._mu = self._choices[count - 1].mu
         self._text += tokens
         return tokens
 
@@ -80,7 +85,8 @@ class NaiveSampler:
         self._text += tokens
 
     def _choose(self, raw: NDArray[np.float32], j: int, mu: float) -> _Choice:
-        params, draw = self._params, self._draw + j
+        params = self._params
+        draw = self._draw + j
         logits = self._allowed(raw, j)
         if np.isfinite(logits.max()):
             text = self._text + self._drafted[:j]
@@ -96,7 +102,7 @@ class NaiveSampler:
         return _Choice(token, mu, None if top is None else logprobs_of(raw[None], [token], top)[0])
 
     def _allowed(self, raw: NDArray[np.float32], j: int) -> Logits:
-        """Row j's logits behind mask and biases; what is no number is out of play."""
+        """Row j's logits after mask and biases; what is not a number is out of play."""
         logits = np.where(np.isnan(raw), -np.inf, raw.astype(np.float64))
         if self._masks is not None:
             bits = np.unpackbits(self._masks[j].view(np.uint8), bitorder="little")[: len(raw)]
@@ -109,7 +115,8 @@ class NaiveSampler:
         params = self._params
         match name:
             case "penalties":
-                begin, prompt = _begin(text, params.penalty_last_n), self._num_prompt_tokens
+                begin = _begin(text, params.penalty_last_n)
+                prompt = self._num_prompt_tokens
                 return reference.penalize(
                     logits, text[begin:prompt], text[max(begin, prompt) :], repetition=params.repetition_penalty,
                     presence=params.presence_penalty, frequency=params.frequency_penalty,

@@ -34,7 +34,7 @@ class Appender:
         with self._writing, locked_folder(self._folder):
             with self._index.lock:
                 self._index.refresh()
-                if self._index.find(header.name) is not None:  # another process was faster
+                if self._index.find(header.block_hash) is not None:  # another process was faster
                     return True
             if self._segment is not None and self._segment.size + record.nbytes > self._segment_bytes:
                 self._close_segment()
@@ -76,5 +76,5 @@ class Appender:
         if evicted:
             with self._index.lock:
                 self._index.forget(evicted)
-            self._evicted.add(block.header.name for segment in evicted for block in segment.blocks)
+            self._evicted.add(block.header.block_hash for segment in evicted for block in segment.blocks)
         return total <= self._budget

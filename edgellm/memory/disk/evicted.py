@@ -22,7 +22,7 @@ class EvictedNames:
         self._names: frozenset[bytes] = frozenset()
         self._version: tuple[int, int] | None = None
 
-    def __contains__(self, name: bytes) -> bool:
+    def __contains__(self, block_hash: bytes) -> bool:
         try:
             status = self._path.stat()
             version = (status.st_ino, status.st_mtime_ns)
@@ -31,7 +31,7 @@ class EvictedNames:
                 self._version = version
         except OSError:
             return False
-        return name in self._names
+        return block_hash in self._names
 
     def add(self, names: Iterable[bytes]) -> None:
         """The caller has locked the folder. Errors: OSError."""

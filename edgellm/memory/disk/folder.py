@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgellm.errors import EdgeLLMError
+from edgellm.errors import CacheFolderError
 from edgellm.memory.disk.evicted import EVICTED, EVICTED_PART
 from edgellm.memory.disk.lock import remove_unless_locked
 from edgellm.memory.disk.segment import SUFFIX, Segment
@@ -19,10 +19,6 @@ from edgellm.memory.disk.segment import SUFFIX, Segment
 SEGMENT_NAME = re.compile(rf"\d+-[0-9a-f]{{16}}{re.escape(SUFFIX)}")
 
 log = logging.getLogger(__name__)
-
-
-class CacheFolderError(EdgeLLMError):
-    """The folder of the disk cache cannot be used."""
 
 
 class Folder:

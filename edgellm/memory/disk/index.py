@@ -1,4 +1,4 @@
-"""What is stored, by name, by parent and by text: the headers of all segments, kept in memory."""
+"""What is stored, by block hash, by parent and by text: the headers of all segments, kept in memory."""
 
 import logging
 import threading
@@ -34,8 +34,8 @@ class Index:
         """Least recently used first."""
         return sorted(self._segments.values(), key=lambda segment: segment.last_use)
 
-    def find(self, name: bytes) -> StoredBlock | None:
-        return self._blocks.get(name)
+    def find(self, block_hash: bytes) -> StoredBlock | None:
+        return self._blocks.get(block_hash)
 
     def children(self, parent: bytes) -> list[StoredBlock]:
         return self._children.get(parent, [])
@@ -79,7 +79,9 @@ class Index:
 
     def _rebuild(self) -> None:
         """A block may be stored twice, by two processes: with one copy gone, the other is found."""
-        self._blocks, self._children, self._other_texts = {}, {}, set()
+        self._blocks = {}
+        self._children = {}
+        self._other_texts = set()
         for segment in self._segments.values():
             self._add(segment.blocks)
 
@@ -87,7 +89,7 @@ class Index:
         for block in blocks:
             header = block.header
             if header.model != self._model:
-                self._other_texts.add(header.text)
-            elif header.block_bytes in self._sizes and header.name not in self._blocks:
-                self._blocks[header.name] = block
-                self._children.setdefault(header.parent, []).append(block)
+                self._other_texts.add(header.text_hash)
+            elif header.block_bytes in self._sizes and header.block_hash not in self._blocks:
+                self._blocks[header.block_hash] = block
+                self._children.setdefault(header.parent_hash, []).append(block)

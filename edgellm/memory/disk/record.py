@@ -8,11 +8,11 @@ All numbers are little-endian. A record is a multiple of 64 bytes long, so that 
     12         num_tokens    uint32, 1 to MAX_TOKENS
     16         block_bytes   uint64, bytes of the payload
     24         checksum      16 bytes, of the payload
-    40         name          32 bytes
-    72         parent        32 bytes, the name of the block before it, or of the root of all texts
-    104        model         32 bytes, identity of the model file and the KV format
-    136        text          32 bytes, hash of all tokens up to the block's end, without the model
-    168        tokens        int32 [MAX_TOKENS], zeros behind num_tokens
+    40         block hash    32 bytes, of the model and all tokens up to the block's end
+    72         parent hash   32 bytes, the hash of the block before it, or of the root of all texts
+    104        model         32 bytes, fingerprint of the model file and the KV format
+    136        text hash     32 bytes, of all tokens up to the block's end, without the model
+    168        tokens        int32 [MAX_TOKENS], zeros after num_tokens
     296        zeros
     304        seal          16 bytes, blake2b of the 304 bytes before it
     320        payload       the block's keys and values
@@ -46,10 +46,10 @@ _WORDS = 512  # of 8 bytes: the rows that `checksum` adds up are pages of 4096 b
 class Header:
     """What a record says of its block; hashes are of HASH_BYTES."""
 
-    name: bytes
-    parent: bytes
+    block_hash: bytes
+    parent_hash: bytes
     model: bytes
-    text: bytes
+    text_hash: bytes
     token_data: bytes  # int32 [num_tokens]: a folder may hold thousands of records, a tuple takes ten times the memory
     block_bytes: int
     checksum: bytes = bytes(16)  # of the payload
@@ -97,10 +97,10 @@ def seal(record: NDArray[np.uint8], header: Header) -> None:
         header.num_tokens,
         header.block_bytes,
         checksum(payload),
-        header.name,
-        header.parent,
+        header.block_hash,
+        header.parent_hash,
         header.model,
-        header.text,
+        header.text_hash,
         header.token_data,
     )
     record[:HEADER_BYTES] = np.frombuffer(fields + _digest(fields), np.uint8)
@@ -108,19 +108,22 @@ def seal(record: NDArray[np.uint8], header: Header) -> None:
 
 def unpack_header(data: bytes) -> Header | None:
     """The header in HEADER_BYTES of a file; None unless magic, version, seal and number of tokens are right."""
-    fields, seal = data[: _FIELDS.size], data[_FIELDS.size :]
+    fields = data[: _FIELDS.size]
+    seal = data[_FIELDS.size :]
     if len(data) != HEADER_BYTES or seal != _digest(fields):
         return None
-    magic, version, num_tokens, block_bytes, check, name, parent, model, text, tokens = _FIELDS.unpack(fields)
+    magic, version, num_tokens, block_bytes, check, block_hash, parent_hash, model, text_hash, tokens = _FIELDS.unpack(
+        fields
+    )
     if magic != _MAGIC or version != _VERSION or not 1 <= num_tokens <= MAX_TOKENS:
         return None
-    return Header(name, parent, model, text, tokens[: 4 * num_tokens], block_bytes, check)
+    return Header(block_hash, parent_hash, model, text_hash, tokens[: 4 * num_tokens], block_bytes, check)
 
 
 def checksum(payload: NDArray[np.uint8]) -> bytes:
     """16 bytes: a hash of all sums, modulo 2^64, of rows and of columns of the payload as uint64 [pages][512].
 
-    Bytes behind the last whole page go into the hash as they are. A change goes unseen only if it cancels in every
+    Bytes after the last whole page go into the hash as they are. A change goes unseen only if it cancels in every
     row and in every column, so it takes four words at the corners of a rectangle, wrong by the same amount. Errors
     are what it is for, not forgers: who can write to the folder can compute any checksum.
 

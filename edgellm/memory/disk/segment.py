@@ -3,7 +3,7 @@
     a record, whole | a record, whole | a record, torn
 
 A segment only ever grows, so that what is there may be read while it is written: a record counts once the file is long
-enough for all of it. A writer that is killed leaves a torn tail, which readers leave alone and nobody writes behind.
+enough for all of it. A writer that is killed leaves a torn tail. Readers leave it alone, and nobody writes after it.
 """
 
 import contextlib
@@ -134,7 +134,7 @@ class SegmentWriter:
         self.size = 0  # bytes
 
     def append(self, record: NDArray[np.uint8]) -> None:
-        """Write a record, or after OSError a part of it, behind which nothing may follow."""
+        """Write a record, or with an OSError a part of it, after which nothing may follow."""
         assert os.getpid() == self._process, "a segment is written by the process that made it"
         rest = record.data
         while rest:

@@ -1,4 +1,4 @@
-"""KV blocks on disk, by name: what the prefix cache keeps from one process to the next.
+"""KV blocks on disk, by hash: what the prefix cache keeps from one process to the next.
 
     put -> BackgroundWriter -> Appender -> SegmentWriter
     get -> Index -> Segment, mapped -> checksum -> Block
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 class Block:
     """A KV block as it was put, verified."""
 
-    name: bytes
-    parent: bytes
+    block_hash: bytes
+    parent_hash: bytes
     tokens: tuple[int, ...]
     data: NDArray[np.uint8]  # mapped and read-only
 
@@ -45,7 +45,7 @@ class BlockStore:
     """The blocks of one model and KV format in a folder that processes and models share.
 
     folder         made if it is not there, for this user alone
-    model          HASH_BYTES that name the model file and the KV format
+    model          HASH_BYTES, the fingerprint of the model file and the KV format
     block_bytes    of a block's keys and values
     state_bytes    of a recurrent state, which is stored as blocks are; None for a model without
     budget_bytes   that all segments in the folder may take, of whichever model
@@ -86,51 +86,51 @@ class BlockStore:
         with self._index.lock:
             return self._index.num_blocks
 
-    def get(self, name: bytes) -> Block | None:
+    def get(self, block_hash: bytes) -> Block | None:
         """A block, mapped; None is a miss."""
-        blocks = self.get_many([name])
+        blocks = self.get_many([block_hash])
         return blocks[0] if blocks else None
 
     def get_many(self, names: Sequence[bytes]) -> list[Block]:
         """The blocks up to the first miss. All are on their way from the disk before the first is verified."""
         self._begin_after_fork()
         mapped = []
-        for name in names:
-            if (found := self._map(name)) is None:
+        for block_hash in names:
+            if (found := self._map(block_hash)) is None:
                 break
             mapped.append(found)
         blocks = []
         for stored, data in mapped:
             if not self._verify(stored, data):
                 break
-            blocks.append(Block(stored.header.name, stored.header.parent, stored.header.tokens, data))
+            blocks.append(Block(stored.header.block_hash, stored.header.parent_hash, stored.header.tokens, data))
         return blocks
 
-    def put(self, name: bytes, parent: bytes, tokens: Sequence[int], data: Data, text: bytes) -> None:
+    def put(self, block_hash: bytes, parent: bytes, tokens: Sequence[int], data: Data, text: bytes) -> None:
         """Store a copy of a block, in the background; it is dropped rather than waited for.
 
-        name     HASH_BYTES: of the model, the KV format and all tokens up to the block's end
-        parent   name of the block before it, or what the first blocks of all texts have in its place
+        block_hash     HASH_BYTES: of the model, the KV format and all tokens up to the block's end
+        parent   hash of the block before it, or what the first blocks of all texts have in its place
         tokens   1 to 32 ids
         data     block_bytes or state_bytes, contiguous
         text     HASH_BYTES: of all tokens up to the block's end, whatever the model
         """
-        assert len(name) == len(parent) == len(text) == HASH_BYTES, (name, parent, text)
+        assert len(block_hash) == len(parent) == len(text) == HASH_BYTES, (block_hash, parent, text)
         self._begin_after_fork()
         with self._index.lock:
-            stored = self._index.find(name)
+            stored = self._index.find(block_hash)
             if stored is not None:
                 stored.segment.touch()  # it is in use, if only in memory
                 return
         nbytes = np.frombuffer(data, np.uint8).size
         assert nbytes in self._sizes, (nbytes, self._sizes)
-        self._writer.put(Header(name, parent, self._model, text, pack_tokens(tokens), nbytes), data)
+        self._writer.put(Header(block_hash, parent, self._model, text, pack_tokens(tokens), nbytes), data)
 
     def children(self, parent: bytes) -> list[tuple[bytes, tuple[int, ...]]]:
         """Name and tokens of the stored blocks that follow a block, or begin texts, see `put`."""
         self._begin_after_fork()
         with self._index.lock:
-            return [(stored.header.name, stored.header.tokens) for stored in self._index.children(parent)]
+            return [(stored.header.block_hash, stored.header.tokens) for stored in self._index.children(parent)]
 
     def seen_with_other_model(self, text: bytes) -> bool:
         """Whether another model or KV format has a block of this text, see `put`."""
@@ -138,9 +138,9 @@ class BlockStore:
         with self._index.lock:
             return self._index.has_other_model(text)
 
-    def was_evicted(self, name: bytes) -> bool:
+    def was_evicted(self, block_hash: bytes) -> bool:
         """Whether the block, if it is not there, was among the last MAX_EVICTED that had to make room."""
-        return name in self._evicted
+        return block_hash in self._evicted
 
     def refresh(self) -> None:
         """Take in what other processes have added and removed. A miss does so too, at most once a second."""
@@ -169,12 +169,12 @@ class BlockStore:
         self._index.refresh()
         self._refreshed = time.monotonic()
 
-    def _map(self, name: bytes) -> tuple[StoredBlock, NDArray[np.uint8]] | None:
+    def _map(self, block_hash: bytes) -> tuple[StoredBlock, NDArray[np.uint8]] | None:
         with self._index.lock:
-            stored = self._index.find(name)
+            stored = self._index.find(block_hash)
             if stored is None and time.monotonic() - self._refreshed > REFRESH_INTERVAL:
                 self._refresh()
-                stored = self._index.find(name)
+                stored = self._index.find(block_hash)
             if stored is None:
                 return None
             try:

@@ -33,7 +33,7 @@ class BackgroundWriter:
     def __init__(self, write: Callable[[Header, NDArray[np.uint8]], bool], max_queued: int) -> None:
         self._write = write
         self._max_queued = max_queued  # bytes; one may be larger. 0: nothing is taken
-        self._queue: dict[bytes, _Item] = {}  # by name; the first is being written
+        self._queue: dict[bytes, _Item] = {}  # by block hash; the first is being written
         self._queued = 0  # bytes
         self._last_put, self._num_flushing = 0.0, 0
         self._changed = threading.Condition()
@@ -44,7 +44,7 @@ class BackgroundWriter:
     def put(self, header: Header, data: Data) -> None:
         """Queue a copy of a block; it is dropped if the queue is full or nothing is written any more."""
         with self._changed:
-            if header.name in self._queue:
+            if header.block_hash in self._queue:
                 return
             is_full = bool(self._queue) and self._queued + header.record_bytes > self._max_queued
             if self._stopped or is_full or not self._max_queued:
@@ -52,7 +52,7 @@ class BackgroundWriter:
                 return
             self._queued += header.record_bytes
             self._last_put = time.monotonic()
-            self._queue[header.name] = _Item(header, new_record(data, header.block_bytes), self._last_put)
+            self._queue[header.block_hash] = _Item(header, new_record(data, header.block_bytes), self._last_put)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="edgellm-disk-cache", daemon=True)
                 self._thread.start()
@@ -84,7 +84,7 @@ class BackgroundWriter:
         while (item := self._next()) is not None:
             written = self._try_write(item.header, item.record)
             with self._changed:
-                del self._queue[item.header.name]
+                del self._queue[item.header.block_hash]
                 self._queued -= item.header.record_bytes
                 self._num_dropped += not written
                 self._changed.notify_all()

@@ -54,7 +54,7 @@ def fold(into: int, chunk: int, head_size: int) -> None:
 
 
 @kernel
-def emit(op: int, step: int, result: int, row: int, head: int) -> None:
+def quantize_output(op: int, step: int, result: int, row: int, head: int) -> None:
     """o / l of a query, quantized, into the activation that the output projection reads."""
     head_size = load_i64(op + HEAD_SIZE)
     columns, rows = load_i64(op + HEADS) * head_size, load_i64(step + ROWS)
@@ -109,7 +109,7 @@ def attend_unit(op: int, step: int, span: int, kv_head: int, scratch: int) -> No
             if load_f32(more_results + i * stride + 4) > ZERO:
                 fold(results + i * stride, more_results + i * stride, head_size)
     for i in range(count * group):
-        emit(op, step, results + i * stride, row + i // group, kv_head * group + i % group)
+        quantize_output(op, step, results + i * stride, row + i // group, kv_head * group + i % group)
 
 
 @kernel
@@ -188,4 +188,4 @@ def combine(op: int, step: int, thread: int, threads: int) -> None:
         result = partial_at(op, step, head // group, begin, row) + offset
         for chunk in range(begin + 1, end):
             fold(result, partial_at(op, step, head // group, chunk, row) + offset, head_size)
-        emit(op, step, result, row, head)
+        quantize_output(op, step, result, row, head)

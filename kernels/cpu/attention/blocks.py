@@ -1,6 +1,6 @@
 """Attention to one block of keys in bf16, or two: the tiles of tiles.py for any number of queries.
 
-`ahead` is how many bytes behind each line that the first queries read lies one that is wanted later, `after` the same
+`ahead` is how many bytes after each line that the first queries read lies one that is wanted later, `after` the same
 for the other queries; 0 for none.
 """
 

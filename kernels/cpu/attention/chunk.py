@@ -3,12 +3,12 @@
 Scores and weighted values are the KV format's kernels, which the cache's record names (ops.py, CACHE).
 
 Memory is asked for what comes next: the processor's own prefetching stops where a page ends, and a block's keys are
-one page. While keys are scored, the values behind them are on their way, and while values are added, the keys of the
+one page. While keys are scored, the values after them are on their way, and while values are added, the keys of the
 next unit; where queries take several passes over the keys of a block, the next block's keys as well.
 """
 
 from edgellm.kernels.cpu.attention.blocks import FEW
-from edgellm.kernels.cpu.attention.softmax import WEIGHT_BYTES, find_largest, soften
+from edgellm.kernels.cpu.attention.softmax import WEIGHT_BYTES, find_largest, softmax_weights
 from edgellm.kernels.cpu.rows import CACHE_HEAD_STRIDE, POSITIONS, SEQUENCES, kv_address
 from edgellm.kernels.ops import ATTEND, CACHE, CHUNK, KV_BLOCK, RESULT_HEADER
 from edgellm.kernels.simd.arithmetic import zero_f32
@@ -39,7 +39,7 @@ def attend_chunk(
     position = load_i32(load_i64(step + POSITIONS) + row * 4)
     begin = chunk * CHUNK
     width = min(CHUNK, position + count - begin)
-    # Blocks in front of the first row's window are in nobody's
+    # No row sees blocks before the first row's window
     start = max(0, position - window + 1 - begin) & -KV_BLOCK if window else 0
     at = start
     while at < width:
@@ -59,7 +59,7 @@ def attend_chunk(
         result = results + i * result_stride * 4
         visible = position + i // group + 1 - begin
         hidden = max(visible - window, 0) if window else 0
-        soften(scores + (i * CHUNK + start) * 4, hidden - start, visible - start, padded - start, result)
+        softmax_weights(scores + (i * CHUNK + start) * 4, hidden - start, visible - start, padded - start, result)
         for entry in range(0, head_size, 16):
             store_f32x16(result + (RESULT_HEADER + entry) * 4, zero_f32())
     for at in range(start, width, KV_BLOCK):

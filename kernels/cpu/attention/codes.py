@@ -1,6 +1,6 @@
 """INT8 keys and values: read as they are for a few queries, through bf16 in a scratch for many; the same bits.
 
-While keys are read, the values behind them are asked for, and while values are read, the keys of the thread's next
+While keys are read, the values after them are asked for, and while values are read, the keys of the thread's next
 unit: `ahead` bytes from this block to that one, 0 for none. chunk.py says why.
 
 32 entries of a head have a scale: products are summed over 32 entries, then scaled; and weights are scaled for every
@@ -109,7 +109,7 @@ def prefetch_scales(scales: int, head_size: int) -> None:
 
 @kernel
 def unpack(codes: int, rows: int, width: int, ahead: int, out: int) -> None:
-    """int8 [rows][width] -> bf16 [rows/2][width][2]; asks for as much from `ahead` bytes behind."""
+    """int8 [rows][width] -> bf16 [rows/2][width][2]; asks for as much from `ahead` bytes after it."""
     for row in range(0, rows, 2):
         for line in range(0, 2 * width, 64):
             prefetch_l2(codes + row * width + ahead + line)

@@ -57,7 +57,7 @@ def find_largest(scores: int, hidden: int, visible: int, width: int, result: int
 
 
 @inlined
-def soften(scores: int, hidden: int, visible: int, width: int, result: int) -> None:
+def softmax_weights(scores: int, hidden: int, visible: int, width: int, result: int) -> None:
     """Scores become weights, pairs [width/2]; l into the result.
 
     A weight is 2^(score - m), and 0 but for hidden..visible-1; l sums the weights as they were rounded.

@@ -5,7 +5,7 @@ take 32: enough chains of additions to fill the pipes, and no more accumulators 
 is 4 queries by 16, and calls are made of tiles. One score is summed over the head, one output over the positions, in
 ascending order in every tile.
 
-With each line of keys or values, the one `ahead` bytes behind it is asked for, into the second cache. A page at a time,
+With each line of keys or values, the one `ahead` bytes after it is asked for, into the second cache. A page at a time,
 64 requests in a row, gains half as much: they wait for one another.
 """
 

@@ -48,7 +48,7 @@ def run_part(
 
 @kernel
 def find_outliers(op: int, step: int, all_meta: int, outliers: int) -> None:
-    """Lists for every tile of rows, one behind the other: int32 count, then entries. Each thread makes its own."""
+    """Lists for every tile of rows, one after the other: int32 count, then entries. Each thread makes its own."""
     blocks = load_i64(op + COLUMNS) >> 5
     rows, start = rows_of(step, load_i64(op + SELECTED)), 0
     while start < rows:

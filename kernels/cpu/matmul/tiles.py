@@ -5,7 +5,7 @@ One output is  sum over runs, ascending:      fma(float(integer dot) * activatio
         and then  over outliers, ascending:   fma(weight code * weight scale, 128 * high part * activation scale, sum)
 in every tile, so that its bits do not depend on the tile. A run is a block of 32 inputs, or half of one. Outliers are
 few: outliers.py lists them, and adds them token by token where they are. (A branch in the loop over blocks, and all
-tokens of the tile behind it, made SmolLM2's prefill a third slower.)
+tokens of the tile after it, made SmolLM2's prefill a third slower.)
 """
 
 from collections.abc import Callable

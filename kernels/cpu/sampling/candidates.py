@@ -52,7 +52,7 @@ LOWEST_ORDER, HIGHEST_ORDER, SIZE_BITS = -0x7F800000, 0x7F800000, 0x7FFFFFFF  # 
 
 @inlined
 def load_lanes(values: int, i: int, count: int) -> Any:
-    """Values i..i+15, -inf behind the last."""
+    """Values i..i+15, -inf after the last."""
     inside = less(lane_numbers() + splat_i32(i), splat_i32(count))
     return choose(inside, load_f32x16(values + i * 4), splat_f32(LOWEST))
 
@@ -84,7 +84,7 @@ def heaviest(values: int, count: int) -> Any:
 
 @kernel
 def block_sum(weights: int, start: int, count: int) -> float:
-    """Sum of the weights start..start+BLOCK-1; behind the last one, weights of its vector are 0."""
+    """Sum of the weights start..start+BLOCK-1; after the last one, weights of its vector are 0."""
     total = zero_f32()
     for i in range(start, min(start + BLOCK, count), 16):
         total = total + load_f32x16(weights + i * 4)
@@ -92,7 +92,7 @@ def block_sum(weights: int, start: int, count: int) -> float:
 
 
 @kernel
-def weigh(values: int, count: int, weights: int) -> float:
+def softmax_weights(values: int, count: int, weights: int) -> float:
     """Make the weights of values; returns their sum, 0 where no value is finite."""
     top = splat_f32(heaviest(values, count))
     total = 0.0
@@ -106,8 +106,8 @@ def weigh(values: int, count: int, weights: int) -> float:
 
 
 @kernel
-def weigh_in_play(sampler: int, logits: int, vocabulary: int, kept: int) -> float:
-    return weigh(gather(sampler, logits, kept), count_of(vocabulary, kept), load_i64(sampler + WEIGHTS))
+def softmax_weights_in_play(sampler: int, logits: int, vocabulary: int, kept: int) -> float:
+    return softmax_weights(gather(sampler, logits, kept), count_of(vocabulary, kept), load_i64(sampler + WEIGHTS))
 
 
 @kernel

@@ -3,7 +3,7 @@
 import numpy as np
 
 from edgellm.kernels.cpu.math import log_scalar
-from edgellm.kernels.cpu.sampling.candidates import KEYS, LOWEST, TOKENS, WEIGHTS, gather, heaviest, weigh
+from edgellm.kernels.cpu.sampling.candidates import KEYS, LOWEST, TOKENS, WEIGHTS, gather, heaviest, softmax_weights
 from edgellm.kernels.cpu.sampling.truncate import contenders
 from edgellm.kernels.ops import SAMPLER
 from edgellm.kernels.simd.kernel import kernel
@@ -22,7 +22,7 @@ CHOSEN = SAMPLER.chosen
 
 
 @kernel
-def remember(sampler: int, logits: int, vocabulary: int) -> None:
+def save_logits(sampler: int, logits: int, vocabulary: int) -> None:
     """Keep the logits as they are now, where logprobs are wanted."""
     raw = load_i64(sampler + RAW)
     if raw == 0:
@@ -39,7 +39,7 @@ def write_logprobs(sampler: int, vocabulary: int) -> None:
         return
     tokens, keys = load_i64(sampler + TOKENS), load_i64(sampler + KEYS)
     top = heaviest(raw, vocabulary)
-    log_total = log_scalar(np.float32(weigh(raw, vocabulary, load_i64(sampler + WEIGHTS))))
+    log_total = log_scalar(np.float32(softmax_weights(raw, vocabulary, load_i64(sampler + WEIGHTS))))
     store_f32(out, load_f32(raw + load_i64(sampler + CHOSEN) * 4) - top - log_total)
     if count == 0:
         return

@@ -28,7 +28,7 @@ MOST = np.float32(1e30)  # that is taken off a logit, which so stays finite
 
 
 @kernel
-def ban(sampler: int, logits: int, vocabulary: int) -> None:
+def apply_mask(sampler: int, logits: int, vocabulary: int) -> None:
     """Tokens that the mask does not allow."""
     mask = load_i64(sampler + MASK)
     if mask == 0:
@@ -93,7 +93,7 @@ def unbroken(sampler: int, text: int, first: int, end: int) -> int:
 def penalize_continuations(sampler: int, logits: int) -> None:
     """DRY, "don't repeat yourself" (P. E. Weidmann, text-generation-webui, pull request 5677).
 
-    Where the last n tokens were in the text before, the token that came behind them loses
+    Where the last n tokens were in the text before, the token that came after them loses
     multiplier * base^(n - allowed length). counts: the largest n of a token.
     """
     text, end, counts = load_i64(sampler + TEXT), load_i64(sampler + TEXT_COUNT), load_i64(sampler + COUNTS)

@@ -17,10 +17,10 @@ from edgellm.kernels.cpu.sampling.candidates import (
     block_sum,
     count_of,
     load_lanes,
-    weigh_in_play,
+    softmax_weights_in_play,
 )
-from edgellm.kernels.cpu.sampling.logprobs import remember, write_logprobs
-from edgellm.kernels.cpu.sampling.penalties import apply_biases, ban, penalize, penalize_continuations
+from edgellm.kernels.cpu.sampling.logprobs import save_logits, write_logprobs
+from edgellm.kernels.cpu.sampling.penalties import apply_biases, apply_mask, penalize, penalize_continuations
 from edgellm.kernels.cpu.sampling.truncate import LN_2, MU
 from edgellm.kernels.ops import SAMPLE, SAMPLER, SAMPLERS, STEP, XTC_STREAM
 from edgellm.kernels.simd.arithmetic import (
@@ -87,7 +87,7 @@ def largest(logits: int, vocabulary: int, scratch: int) -> int:
 
 
 @kernel
-def heat(sampler: int, logits: int, vocabulary: int, kept: int) -> None:
+def apply_temperature(sampler: int, logits: int, vocabulary: int, kept: int) -> None:
     """Divide the logits in play by the temperature."""
     factor = min(ONE / load_f32(sampler + TEMPERATURE), LARGEST_FACTOR)
     if kept == ALL:
@@ -122,7 +122,7 @@ def run_chain(sampler: int, logits: int, vocabulary: int) -> int:
             if chance < np.float64(load_f32(sampler + XTC_PROBABILITY)):
                 truncate.exclude_top_choices(sampler, logits, vocabulary, kept)
         elif code == HEAT:
-            heat(sampler, logits, vocabulary, kept)
+            apply_temperature(sampler, logits, vocabulary, kept)
         elif code == MIROSTAT:
             kept = truncate.mirostat(sampler, logits, vocabulary, kept)
         chain >>= 4
@@ -161,7 +161,7 @@ def choose_token(sampler: int, logits: int, vocabulary: int, kept: int) -> int:
     """The token with the largest logit, or one drawn from those in play."""
     weights = load_i64(sampler + WEIGHTS)
     is_greedy = load_f32(sampler + TEMPERATURE) == ZERO
-    total = 0.0 if is_greedy else weigh_in_play(sampler, logits, vocabulary, kept)
+    total = 0.0 if is_greedy else softmax_weights_in_play(sampler, logits, vocabulary, kept)
     if not total > 0.0:  # greedy, or no logit is a finite number
         return largest(logits, vocabulary, weights)
     chance = uniform(load_i64(sampler + SEED), load_i64(sampler + DRAW))
@@ -183,8 +183,8 @@ def sample(op: int, step: int, thread: int, threads: int) -> None:
             logits = load_i64(op + LOGITS) + row * load_i64(op + STRIDE) * 4
             if follows:
                 store_i64(sampler + MU, load_i64(previous + NEXT_MU))
-            remember(sampler, logits, vocabulary)
-            ban(sampler, logits, vocabulary)
+            save_logits(sampler, logits, vocabulary)
+            apply_mask(sampler, logits, vocabulary)
             apply_biases(sampler, logits)
             kept = run_chain(sampler, logits, vocabulary)
             store_i64(sampler + CHOSEN, choose_token(sampler, logits, vocabulary, kept))

@@ -32,9 +32,9 @@ from edgellm.kernels.cpu.sampling.candidates import (
     list_reaching,
     load_lanes,
     mass,
+    softmax_weights_in_play,
     threshold,
     weigh_alike,
-    weigh_in_play,
 )
 from edgellm.kernels.ops import SAMPLER
 from edgellm.kernels.simd.arithmetic import absolute, choose, fold_sum, maximum, splat_f32, zero_f32
@@ -115,7 +115,7 @@ def enough(sampler: int, vocabulary: int, amount: float) -> Any:
 
 @kernel
 def top_p(sampler: int, logits: int, vocabulary: int, kept: int) -> int:
-    total = weigh_in_play(sampler, logits, vocabulary, kept)
+    total = softmax_weights_in_play(sampler, logits, vocabulary, kept)
     amount = np.float64(load_f32(sampler + TOP_P)) * total
     if kept == ALL:
         kept = shorten(sampler, logits, vocabulary, enough(sampler, vocabulary, amount))
@@ -139,7 +139,7 @@ def mean_logit(values: int, weights: int, count: int, total: float) -> Any:
 def typical(sampler: int, logits: int, vocabulary: int, kept: int) -> int:
     """How far a surprise is from the entropy is how far the logit is from the mean logit."""
     keys, values = load_i64(sampler + KEYS), gather(sampler, logits, kept)
-    total = weigh_in_play(sampler, logits, vocabulary, kept)
+    total = softmax_weights_in_play(sampler, logits, vocabulary, kept)
     amount = np.float64(load_f32(sampler + TYPICAL_P)) * total
     mean = mean_logit(values, load_i64(sampler + WEIGHTS), count_of(vocabulary, kept), total)
     if kept == ALL:
@@ -153,14 +153,14 @@ def typical(sampler: int, logits: int, vocabulary: int, kept: int) -> int:
 
 @kernel
 def min_p(sampler: int, logits: int, vocabulary: int, kept: int) -> int:
-    weigh_in_play(sampler, logits, vocabulary, kept)
+    softmax_weights_in_play(sampler, logits, vocabulary, kept)
     return keep_heavy(sampler, vocabulary, kept, load_f32(sampler + MIN_P))
 
 
 @kernel
 def mirostat(sampler: int, logits: int, vocabulary: int, kept: int) -> int:
     """At least the likeliest, whose weight is 1, is kept."""
-    total = weigh_in_play(sampler, logits, vocabulary, kept)
+    total = softmax_weights_in_play(sampler, logits, vocabulary, kept)
     least = np.float32(total) * exp_scalar(-load_f32(sampler + MU) * LN_2)
     return keep_heavy(sampler, vocabulary, kept, min(least, ONE))
 
@@ -168,9 +168,9 @@ def mirostat(sampler: int, logits: int, vocabulary: int, kept: int) -> int:
 @kernel
 def exclude_top_choices(sampler: int, logits: int, vocabulary: int, kept: int) -> None:
     """Of the tokens that reach the threshold, all but the least likely, of equals the last, get a logit of -inf."""
-    total = weigh_in_play(sampler, logits, vocabulary, kept)
+    total = softmax_weights_in_play(sampler, logits, vocabulary, kept)
     least = max(np.float32(np.float64(load_f32(sampler + XTC_THRESHOLD)) * total), LEAST_WEIGHT)
-    found = load_i64(sampler + KEYS)  # not needed behind weigh
+    found = load_i64(sampler + KEYS)  # not needed after softmax_weights
     tokens = ANY_TOKEN if kept == ALL else load_i64(sampler + TOKENS)
     last = -1
     for i in range(list_reaching(load_i64(sampler + WEIGHTS), count_of(vocabulary, kept), least, tokens, found)):

@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import Template
 
 from edgellm.errors import OptionError, TemplateError
-from edgellm.template_budget import metered, size
-from edgellm.template_sandbox import TemplateEnvironment
+from edgellm.template.budget import metered, size
+from edgellm.template.sandbox import TemplateEnvironment
 from edgellm.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, object]]
@@ -28,7 +28,8 @@ class ChatTemplate:
         if len(source) > MAX_SOURCE:
             raise TemplateError(f"the chat template has {len(source)} characters, more than {MAX_SOURCE}; {_REMEDY}")
         self._source = source
-        self._bos_token, self._eos_token = bos_token, eos_token
+        self._bos_token = bos_token
+        self._eos_token = eos_token
         self._template: Template = _guarded(lambda: TemplateEnvironment().from_string(source), 0)
 
     def render(self, messages: Messages, *, tools: Messages | None = None, add_generation_prompt: bool = True) -> str:
@@ -97,7 +98,8 @@ def _checked(messages: Messages, tools: Messages | None) -> tuple[Any, Any]:
 def _check_message(message: object) -> None:
     if not isinstance(message, Mapping):
         raise OptionError(f"a message is {reprlib.repr(message)}; give a mapping with role and content")
-    role, content = message.get("role"), message.get("content")
+    role = message.get("role")
+    content = message.get("content")
     if not isinstance(role, str) or not role:
         raise OptionError(f'a message has the role {reprlib.repr(role)}; give a text such as "user"')
     if content is None or isinstance(content, str):

@@ -13,7 +13,7 @@ from jinja2.exceptions import TemplateRuntimeError
 from jinja2.filters import FILTERS as BUILT_IN
 from jinja2.utils import Namespace
 
-from edgellm.template_budget import MAX_ARGUMENT, MAX_SEARCH, MAX_WORK, BudgetError, meter, size
+from edgellm.template.budget import MAX_ARGUMENT, MAX_SEARCH, MAX_WORK, BudgetError, meter, size
 
 
 class OpaqueNamespace(Namespace):

@@ -69,7 +69,8 @@ def metered(input_size: int) -> Iterator[None]:
 
 def size(value: Any, limit: int) -> int:
     """Characters and entries of a value written out in full; BudgetError above the limit."""
-    total, waiting = 0, [value]
+    total = 0
+    waiting = [value]
     while waiting:
         part = waiting.pop()
         total += ENTRY

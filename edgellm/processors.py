@@ -45,7 +45,8 @@ def available_processors(root: Path = ROOT) -> Processors:
     affinity = _affinity()
     siblings = {processor: _core(processor, root) for processor in _listed(root)}
     if affinity <= siblings.keys():
-        cores, allowed = len(set(siblings.values())), len({siblings[processor] for processor in affinity})
+        cores = len(set(siblings.values()))
+        allowed = len({siblings[processor] for processor in affinity})
     else:  # not Linux, or a sandbox without /sys
         cores = psutil.cpu_count(logical=False) or len(affinity)
         allowed = min(cores, len(affinity))
@@ -93,7 +94,8 @@ def _quotas_v2(mount: Path, path: str) -> Iterator[float]:
 
 def _quotas_v1(mount: Path, path: str) -> Iterator[float]:
     for group in _groups(mount, path):
-        quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
+        quota = _read(group / "cpu.cfs_quota_us")
+        period = _read(group / "cpu.cfs_period_us")
         if quota.isdecimal():  # not "-1"
             yield int(quota) / int(period)
 

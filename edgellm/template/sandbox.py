@@ -6,7 +6,7 @@ filling the memory, so here
 - every operation that loops, calls or builds a value first reads a clock of CPU time (`Meter.step`) and then counts the
   size of what it built (`Meter.made`); the syntax tree is rewritten where Jinja2 offers no hook (`_Metering`);
 - operations whose result can be far larger than their operands count before they build, and filters and methods that
-  chat templates have no use for are left out (template_functions.py).
+  chat templates have no use for are left out (functions.py).
 
 Values in a template are those of JSON and Jinja2's own; `ChatTemplate` sees to that.
 """
@@ -24,8 +24,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner
 from jinja2.visitor import NodeTransformer
 
-from edgellm.template_budget import ENTRY, MAX_BITS, BudgetError, Meter, meter
-from edgellm.template_functions import (
+from edgellm.template.budget import ENTRY, MAX_BITS, BudgetError, Meter, meter
+from edgellm.template.functions import (
     FILTERS,
     METHODS,
     OpaqueNamespace,
@@ -73,7 +73,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def wrap_str_format(self, value: Any) -> Callable[..., Any] | None:
         """Jinja2's hook for methods it must replace: `format` there, here all that can build much from little."""
-        receiver, name = getattr(value, "__self__", None), getattr(value, "__name__", "")
+        receiver = getattr(value, "__self__", None)
+        name = getattr(value, "__name__", "")
         if not isinstance(receiver, str) or not callable(value):
             return None
         sandboxed = super().wrap_str_format(value)
