@@ -15,6 +15,10 @@ EdgeLLMError
 ├── TemplateError         a chat template that fails, attacks or does not end     (exit code 1)
 ├── DownloadError         a pull that failed or whose hash is wrong               (exit code 1)
 ├── KernelError           kernels cannot be compiled or loaded here               (exit code 1)
+├── KVMemoryError         requests need more memory than the model was loaded with   (exit code 1)
+├── CacheFolderError      the folder of the prefix cache cannot be used           (exit code 1)
+├── LlamaCppError         llama.cpp cannot do what a comparison asks of it        (exit code 1)
+├── QueueFullError        more requests than the model was loaded for             (exit code 1)
 └── ClosedError           the model was closed while or before it was used        (exit code 1)
 
 Every message carries the offending value and the remedy.
@@ -93,6 +97,22 @@ class DownloadError(EdgeLLMError):
 
 class KernelError(EdgeLLMError):
     """Kernels cannot be compiled or loaded on this machine."""
+
+
+class KVMemoryError(EdgeLLMError):
+    """Requests hold so much memory that there is not enough for another."""
+
+
+class CacheFolderError(EdgeLLMError):
+    """The folder of the prefix cache cannot be used."""
+
+
+class LlamaCppError(EdgeLLMError):
+    """llama.cpp cannot do what a comparison asks of it."""
+
+
+class QueueFullError(EdgeLLMError):
+    """More requests than max_requests allows are under way or wait; try again later."""
 
 
 class ClosedError(EdgeLLMError):

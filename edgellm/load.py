@@ -8,16 +8,18 @@ from pathlib import Path
 
 from edgellm.backends import BACKENDS, load_backend
 from edgellm.engine.draft import DRAFT_KV_CACHE_DTYPE
+from edgellm.engine.driver import DRIVERS
 from edgellm.engine.model import Model
 from edgellm.errors import ModelNotFoundError, OptionError
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.memory.buffers import trim
 from edgellm.packed.read import open_packed
+from edgellm.processors import available_processors
 from edgellm.store import Store, cache_folder
-from edgellm.threads import available_processors
 
 DEFAULT_CONTEXT = 8192  # tokens, where the model was trained for more
 MAX_THREADS = 256
+MAX_REQUESTS = 1 << 20
 GGUF_MAGIC = b"GGUF"
 Progress = Callable[[int, int, str], None]
 
@@ -26,19 +28,21 @@ def load(
     model: str | os.PathLike[str],
     *,
     context: int | None = None,
-    backend: str = "cpu",
+    device: str = "cpu",
     threads: int | None = None,
     isa: str | None = None,
     kv_cache_dtype: str = "bf16",
     kv_memory: int | None = None,
     draft: str | os.PathLike[str] | None = None,
-    prefix_cache: str | os.PathLike[str] | None = None,
+    prefix_cache_dir: str | os.PathLike[str] | None = None,
     prefix_cache_bytes: int = 4 << 30,
+    driver: str = "reader",
+    max_requests: int | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Open a model of the store by name, a packed file, or a GGUF, which is packed into the cache first.
 
-    `backend` is "cpu", or "naive": plain NumPy, a row at a time in float64, which compiles nothing and heeds neither
+    `device` is "cpu", or "naive": plain NumPy, a row at a time in float64, which compiles nothing and heeds neither
     `threads` nor `isa`; for tests, and to see what a model computes, slowly.
     `context` is the most tokens a text may have (None: what the model was trained for, up to 8192), `threads` how many
     work (None: the physical cores really available), `isa` restricts the kernels to a lesser instruction set.
@@ -46,30 +50,39 @@ def load(
     `kv_memory` is the bytes that keys and values of all texts, cached prefixes included, may take (None: 4 contexts, if
     the free memory holds as much).
     `draft` names a smaller model of the same vocabulary that proposes tokens to this one, which changes no text.
-    `prefix_cache` is a folder, shared by models and processes, that keeps keys and values of texts for the next start,
-    up to `prefix_cache_bytes`; what it holds can be read by nobody else, and tells the texts.
+    `prefix_cache_dir` is a folder, shared by models and processes, that keeps keys and values of texts for the next
+    start, up to `prefix_cache_bytes`. It is private to your user: anyone who can read it can recover your prompts.
+    `driver` says who runs the steps. "reader": whoever reads an answer, for all that are under way. "thread": a thread,
+    while there are requests; for servers, whose many readers are tasks of asyncio.
+    `max_requests` is how many may be under way or wait; more are refused (QueueFullError).
     `progress` hears (done, total, what) while kernels are compiled, once a machine, and while a GGUF is packed.
 
     Errors: ModelNotFoundError, OptionError, FileFormatError, UnsupportedModelError, KernelError.
     """
-    if backend not in BACKENDS:
-        raise OptionError(f"backend {backend!r} must be one of: {', '.join(BACKENDS)}")
+    if device not in BACKENDS:
+        raise OptionError(f"device {device!r} must be one of: {', '.join(BACKENDS)}")
+    if driver not in DRIVERS:
+        raise OptionError(f"driver {driver!r} must be one of: {', '.join(DRIVERS)}")
+    if max_requests is not None:
+        max_requests = _whole("max_requests", max_requests, MAX_REQUESTS)
     if kv_cache_dtype not in kv_formats():
         raise OptionError(f"kv_cache_dtype {kv_cache_dtype!r} must be one of: {', '.join(kv_formats())}")
     processors = available_processors().count
     threads = processors if threads is None else _whole("threads", threads, MAX_THREADS)
-    path, draft_path = find_model(model, progress), None if draft is None else find_model(draft, progress)
+    path = find_model(model, progress)
+    draft_path = None if draft is None else find_model(draft, progress)
     with _without_collections():
         packed = open_packed(path)
         draft_packed = None if draft_path is None else open_packed(draft_path)
         trained = packed.network.context
         context = min(trained, DEFAULT_CONTEXT) if context is None else _whole("context", context, trained)
-        headers, kv_dtypes = [packed.header], [kv_cache_dtype]
+        headers = [packed.header]
+        kv_dtypes = [kv_cache_dtype]
         if draft_packed is not None:
             headers.append(draft_packed.header)
             kv_dtypes = [*dict.fromkeys([kv_cache_dtype, DRAFT_KV_CACHE_DTYPE])]
         made = load_backend(
-            backend, headers, kv_dtypes, cache_folder() / "kernels",
+            device, headers, kv_dtypes, cache_folder() / "kernels",
             threads=threads, processors=processors, isa=isa, progress=progress,
         )  # fmt: skip
         try:
@@ -80,8 +93,10 @@ def load(
                 kv_cache_dtype=kv_cache_dtype,
                 kv_memory=kv_memory,
                 draft=draft_packed,
-                prefix_cache=None if prefix_cache is None else Path(prefix_cache),
+                prefix_cache_dir=None if prefix_cache_dir is None else Path(prefix_cache_dir),
                 prefix_cache_bytes=prefix_cache_bytes,
+                driver=driver,
+                max_requests=max_requests,
             )
         except BaseException:
             made.close()  # no thread is left of a model that did not come to be

@@ -19,6 +19,7 @@ MAX_LOGIT_ROWS = 64  # rows of a step with logits, which for a large vocabulary 
 # KV memory unless asked otherwise, in full contexts and of the free memory; the system commits it only as touched
 MOST_CONTEXTS, FREE_SHARE = 4, 4
 MOST_SMALL_CONTEXTS = 64  # of a model that keeps no keys and values of all tokens
+MAX_UNREAD = 4096  # pieces of a request that wait for its reader, before it computes no more
 SLOTS_AT_WORK = 8  # recurrent states beside those that are kept: two for each text at work
 
 

@@ -7,25 +7,28 @@ class StopFinder:
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._held = ""
-        self.found = False
+        self.found: str | None = None  # the stop text
 
     def feed(self, text: str) -> str:
         """Text before the first stop text, without an end that may be the beginning of one."""
         if not self._stops:
             return text
         self._held += text
-        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        places = [(place, stop) for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if places:
-            self.found = True
-            shown, self._held = self._held[: min(places)], ""
+            first, self.found = min(places)
+            shown = self._held[:first]
+            self._held = ""
             return shown
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        shown = self._held[: len(self._held) - keep]
+        self._held = self._held[len(self._held) - keep :]
         return shown
 
     def flush(self) -> str:
         """What was held back: the text ended without a stop text."""
-        shown, self._held = self._held, ""
+        shown = self._held
+        self._held = ""
         return shown
 
     def _overlap(self, stop: str) -> int:

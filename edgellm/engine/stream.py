@@ -1,50 +1,34 @@
-"""An answer as its reader sees it: an iterator of pieces, for loops with and without `async`."""
+"""An answer as it comes: an iterator of pieces, for loops with and without `async`."""
 
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from typing import Self
 
-from edgellm.engine.engine import Engine
+from edgellm.engine.answer import Answer, Timings, Usage
+from edgellm.engine.detokenizer import FinishReason
+from edgellm.engine.driver import Driver
 from edgellm.engine.logprobs import Logprobs
-from edgellm.engine.request import FinishReason, Piece, Request
+from edgellm.engine.request import Piece, Request, Status
 from edgellm.memory.prefix import CacheReport
-
-
-@dataclass(frozen=True)
-class Usage:
-    num_prompt_tokens: int
-    num_cached_tokens: int  # of the prompt, not computed again
-    num_completion_tokens: int  # with the stop token
-    num_dropped_tokens: int = 0  # that a full context shifted out
-    num_drafted_tokens: int = 0  # proposed to the model
-    num_accepted_tokens: int = 0  # of these, right
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Time spent in the engine, without what the caller did between pieces."""
-
-    first_token_ms: float | None  # from the request to its first token
-    prefill_tokens_per_second: float | None
-    decode_tokens_per_second: float | None
 
 
 class Stream(Iterator[Piece], AsyncIterator[Piece]):
     """Pieces of an answer. `close` ends it within one step, from any thread; so does leaving a `with` block."""
 
-    def __init__(self, engine: Engine, request: Request, prompt_ids: list[int]) -> None:
-        self.prompt_ids = prompt_ids
-        self.prompt_logprobs = request.prompt_logprobs  # of prompt_ids[1:], as far as computed; none unless asked for
+    def __init__(self, driver: Driver, request: Request, prompt_token_ids: list[int]) -> None:
+        self.prompt_token_ids = prompt_token_ids
+        self.prompt_logprobs = request.prompt_logprobs  # of the tokens after the first, as far as computed
         self.seed = request.sampler.seed
-        self._engine, self._request = engine, request
-        engine.submit(request)
+        self._driver = driver
+        self._request = request
+        driver.submit(request)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Piece:
         try:
-            piece = self._engine.next_piece(self._request)
+            piece = self._driver.next_piece(self._request)
         except BaseException:
             self.close()
             raise
@@ -57,11 +41,9 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
         return self
 
     async def __anext__(self) -> Piece:
-        """Waits in a thread of asyncio's pool; cancelling the task ends the answer."""
-        import asyncio  # 20 ms, for those who have it already
-
+        """Cancelling the task ends the answer."""
         try:
-            piece = await asyncio.to_thread(self._engine.next_piece, self._request)
+            piece = await self._driver.next_piece_async(self._request)
         except BaseException:
             self.close()
             raise
@@ -70,15 +52,27 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
             raise StopAsyncIteration
         return piece
 
+    def result(self) -> Answer:
+        """Read to the end; all of the answer."""
+        deque(self, maxlen=0)
+        return self.answer
+
+    async def result_async(self) -> Answer:
+        """As `result`, for a task of asyncio."""
+        async for _ in self:
+            pass
+        return self.answer
+
     def _show(self) -> None:
         """What the probe saw meanwhile; here, where no step runs, so that the callback may use the model."""
-        probe, seen = self._request.probe, self._request.observations
+        probe = self._request.probe
+        seen = self._request.observations
         while probe is not None and seen:
             probe.callback(seen.popleft())
 
     def close(self) -> None:
         """End the answer and free its memory; a step that another thread is in ends first, and frees it there."""
-        self._engine.cancel(self._request)
+        self._driver.cancel(self._request)
 
     def __enter__(self) -> Self:
         return self
@@ -92,18 +86,22 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
             self._request.is_cancelled = True
 
     @property
-    def ids(self) -> list[int]:
+    def status(self) -> Status:
+        return self._request.status
+
+    @property
+    def token_ids(self) -> list[int]:
         """Tokens so far, with the stop token."""
         return self._request.ids
 
     @property
     def logprobs(self) -> list[Logprobs | None]:
-        """Of `ids`: None where not asked for, and where a constraint forced the token."""
+        """Of `token_ids`: None where not asked for, and where a constraint forced the token."""
         return self._request.logprobs
 
     @property
     def text(self) -> str:
-        return self._request.text
+        return self._request.detokenizer.text
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -118,18 +116,30 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
     def usage(self) -> Usage:
         request = self._request
         return Usage(
-            len(self.prompt_ids), request.num_shared, len(request.ids),
+            len(self.prompt_token_ids), request.num_shared, len(request.ids),
             request.num_dropped, request.num_drafted, request.num_accepted,
         )  # fmt: skip
 
     @property
     def timings(self) -> Timings:
         request = self._request
+        queue_ms = None if request.queue_seconds is None else request.queue_seconds * 1e3
         if not request.prefill_seconds:
-            return Timings(None, None, None)
-        further, computed = len(request.ids) - 1, len(self.prompt_ids) - request.num_shared
+            return Timings(queue_ms, None, None, None)
+        further = len(request.ids) - 1
+        computed = len(self.prompt_token_ids) - request.num_shared
         return Timings(
+            queue_ms=queue_ms,
             first_token_ms=request.prefill_seconds * 1e3,
-            prefill_tokens_per_second=computed / request.prefill_seconds if request.prefill_seconds else None,
+            prefill_tokens_per_second=computed / request.prefill_seconds,
             decode_tokens_per_second=further / request.decode_seconds if further and request.decode_seconds else None,
         )
+
+    @property
+    def answer(self) -> Answer:
+        """The answer as far as it is."""
+        return Answer(
+            self.text, list(self.token_ids), list(self.logprobs), self.finish_reason,
+            self._request.detokenizer.stop_reason, self.prompt_token_ids, list(self.prompt_logprobs),
+            self.usage, self.timings, self.seed, self.cache_report,
+        )  # fmt: skip

@@ -62,8 +62,8 @@ def put_all(store: BlockStore, numbers: range) -> None:
 
 def is_block(block: Block, number: int) -> bool:
     return (
-        block.name == name(number)
-        and block.parent == name(number - 1)
+        block.block_hash == name(number)
+        and block.parent_hash == name(number - 1)
         and block.tokens == tokens(number)
         and np.array_equal(block.data, data(number))
     )

@@ -32,14 +32,14 @@ def opened(folder: Path, *, model: bytes = MODEL, budget: int = 100 << 20) -> It
 
 def compute(cache: KVCache, prefix: PrefixCache, tokens: list[int], *, rows: int = 50) -> CacheReport:
     """A request from begin to end: a prompt in chunks of rows; what is found must be right."""
-    sequence, report = prefix.begin(tokens)
+    sequence, report = prefix.match_prefix(tokens)
     assert sequence.length == report.num_cached_tokens < len(tokens)
     assert holds(cache, sequence, tokens)
     while sequence.length < len(tokens):
         step(cache, sequence, tokens, min(len(tokens), sequence.length + rows))
-        prefix.commit(sequence, tokens[: sequence.length])
+        prefix.cache_blocks(sequence, tokens[: sequence.length])
     assert holds(cache, sequence, tokens)
-    prefix.end(sequence, tokens)
+    prefix.free(sequence, tokens)
     prefix.check_integrity()
     assert cache.num_free == cache.num_blocks
     return report

@@ -25,14 +25,14 @@ TEXT = [5 + (7 * at) % 250 for at in range(60)]
 
 
 def test_an_unknown_backend_is_refused(tiny_gguf: Path) -> None:
-    with pytest.raises(OptionError, match=r"backend 'abacus' must be one of: cpu, naive"):
-        edgellm.load(tiny_gguf, backend="abacus")
+    with pytest.raises(OptionError, match=r"device 'abacus' must be one of: cpu, naive"):
+        edgellm.load(tiny_gguf, device="abacus")
 
 
 LOADED = """
 import sys
 import edgellm
-with edgellm.load(sys.argv[1], backend=sys.argv[2]) as model:
+with edgellm.load(sys.argv[1], device=sys.argv[2]) as model:
     list(model.generate([5, 80], edgellm.SamplingParams(max_tokens=2)))
 print(*(name for name in ("cpu", "naive") if f"edgellm.backends.{name}.backend" in sys.modules))
 """
@@ -48,7 +48,7 @@ def test_a_backend_that_is_not_asked_for_is_not_imported(tiny_gguf: Path, backen
 
 def test_the_naive_backend_compiles_nothing(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
-    with edgellm.load(tiny_gguf, backend="naive") as model:
+    with edgellm.load(tiny_gguf, device="naive") as model:
         assert len(list(model.generate(TEXT[:3], SamplingParams(max_tokens=2)))) == 2
     assert not list(tmp_path.rglob("*.o"))
 
@@ -57,7 +57,7 @@ def test_backends_do_not_read_each_others_keys_from_disk(tiny_gguf: Path, tmp_pa
     """They differ in bits: what is cached must be what would be computed."""
     cached = []
     for backend in ("cpu", "naive", "naive", "cpu"):
-        with edgellm.load(tiny_gguf, backend=backend, threads=1, prefix_cache=tmp_path) as model:
+        with edgellm.load(tiny_gguf, device=backend, threads=1, prefix_cache_dir=tmp_path) as model:
             stream = model.generate(TEXT, SamplingParams(max_tokens=1))
             list(stream)
             cached.append(stream.usage.num_cached_tokens)

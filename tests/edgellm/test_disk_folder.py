@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.memory.disk.folder import CacheFolderError, clear_folder, describe_folder
+from edgellm.errors import CacheFolderError
+from edgellm.memory.disk.folder import clear_folder, describe_folder
 from tests.edgellm.disk_blocks import (
     MODEL,
     OTHER_MODEL,

@@ -30,7 +30,7 @@ def test_generating_equals_teacher_forcing(tiny_model: Model) -> None:
     expected = greedy(tiny_model, PROMPT, 20)
     if 2 in expected:
         expected = expected[: expected.index(2) + 1]
-    assert stream.ids == [piece.id for piece in pieces] == expected
+    assert stream.token_ids == [piece.token_id for piece in pieces] == expected
     assert "".join(piece.text for piece in pieces) == stream.text
     stop = stream.finish_reason == "stop"
     assert stream.text == tiny_model.detokenize(expected[: len(expected) - stop])
@@ -50,8 +50,8 @@ def letter(model: Model, text: str) -> int:
 
 def test_the_end_token_ends_the_text_and_is_not_in_it(tiny_model: Model) -> None:
     stream = tiny_model.generate(PROMPT, biased(2))
-    assert [(piece.text, piece.id) for piece in stream] == [("", 2)]
-    assert (stream.finish_reason, stream.text, stream.ids) == ("stop", "", [2])
+    assert [(piece.text, piece.token_id) for piece in stream] == [("", 2)]
+    assert (stream.finish_reason, stream.text, stream.token_ids) == ("stop", "", [2])
 
 
 def test_max_tokens_and_a_full_context_end_by_length(tiny_model: Model, tiny_gguf: Path) -> None:
@@ -61,7 +61,7 @@ def test_max_tokens_and_a_full_context_end_by_length(tiny_model: Model, tiny_ggu
     with edgellm.load(tiny_gguf, context=40, threads=1) as model:
         stream = model.generate(PROMPT, biased(letter(model, "x")))
         list(stream)
-        assert (stream.finish_reason, len(stream.ids)) == ("length", 40 - 5 + 1)  # the last token needs no room
+        assert (stream.finish_reason, len(stream.token_ids)) == ("length", 40 - 5 + 1)  # the last token needs no room
         model.check_integrity()
         full = model.generate([5] * 40, biased(letter(model, "x")))
         assert len(list(full)) == 1
@@ -73,19 +73,19 @@ def test_max_tokens_and_a_full_context_end_by_length(tiny_model: Model, tiny_ggu
 def test_a_stop_text_ends_before_it_and_is_never_shown_in_part(tiny_model: Model) -> None:
     stream = tiny_model.generate(PROMPT, biased(letter(tiny_model, "x"), stop=("xxxx", "zz"), max_tokens=9))
     assert [piece.text for piece in stream] == ["", "", "", ""]
-    assert (stream.finish_reason, stream.text, len(stream.ids)) == ("stop", "", 4)
+    assert (stream.finish_reason, stream.text, len(stream.token_ids)) == ("stop", "", 4)
     stream = tiny_model.generate(PROMPT, biased(letter(tiny_model, "x"), stop=("xxxy",), max_tokens=5))
     assert "".join(piece.text for piece in stream) == "xxxxx", "what was held back comes when the text ends otherwise"
 
 
 def test_seeds_give_the_same_text_whatever_runs_beside(tiny_model: Model) -> None:
     params = SamplingParams(temperature=1.0, top_p=0.95, seed=3, max_tokens=30)
-    alone = [piece.id for piece in tiny_model.generate(PROMPT, params)]
+    alone = [piece.token_id for piece in tiny_model.generate(PROMPT, params)]
     first = tiny_model.generate(PROMPT, params)
     beside = tiny_model.generate(PROMPT[:3], SamplingParams(temperature=2.0, max_tokens=30))
     together = []
     for piece in first:
-        together.append(piece.id)
+        together.append(piece.token_id)
         next(beside, None)
     assert together == alone
     beside.close()
@@ -98,8 +98,8 @@ def test_pieces_carry_the_logprobs_asked_for(tiny_model: Model) -> None:
     params = SamplingParams(max_tokens=8, temperature=1.5, top_k=20, frequency_penalty=0.5, seed=1, logprobs=3)
     stream = tiny_model.generate(PROMPT, params)
     pieces = list(stream)
-    rows = tiny_model.logits([*PROMPT, *stream.ids])[len(PROMPT) - 1 : -1]
-    for piece, expected in zip(pieces, logprobs_of(rows, stream.ids, 3), strict=True):
+    rows = tiny_model.logits([*PROMPT, *stream.token_ids])[len(PROMPT) - 1 : -1]
+    for piece, expected in zip(pieces, logprobs_of(rows, stream.token_ids, 3), strict=True):
         assert piece.logprobs is not None
         assert piece.logprobs.logprob == pytest.approx(expected.logprob, abs=1e-5)
         assert [id_ for id_, _ in piece.logprobs.top] == [id_ for id_, _ in expected.top]
@@ -113,7 +113,7 @@ def test_dry_breaks_at_every_token_that_has_a_breaker_inside(tiny_model: Model) 
 
     def repeats(token: int, breakers: tuple[str | int, ...]) -> bool:
         params = biased(token, **options, dry_sequence_breakers=breakers)
-        return [piece.id for piece in tiny_model.generate([5], params)] == 4 * [token]
+        return [piece.token_id for piece in tiny_model.generate([5], params)] == 4 * [token]
 
     assert repeats(x, ("x",)) and repeats(x, ("q", x)) and repeats(th, ("h",))
     assert not repeats(x, ("q",)) and not repeats(x, ()) and not repeats(th, ("x",))
@@ -161,11 +161,13 @@ def test_another_thread_may_cancel(tiny_model: Model) -> None:
 def test_many_threads_generate_what_each_would_alone(tiny_model: Model) -> None:
     prompts = [[5 + i, 80, 90 + i] for i in range(4)]
     params = SamplingParams(max_tokens=25)
-    alone = [[piece.id for piece in tiny_model.generate(prompt, params)] for prompt in prompts]
+    alone = [[piece.token_id for piece in tiny_model.generate(prompt, params)] for prompt in prompts]
     results: dict[int, list[int]] = {}
     threads = [
         threading.Thread(
-            target=lambda i=i: results.update({i: [piece.id for piece in tiny_model.generate(prompts[i], params)]})
+            target=lambda i=i: results.update(
+                {i: [piece.token_id for piece in tiny_model.generate(prompts[i], params)]}
+            )
         )
         for i in range(4)
     ]
@@ -181,13 +183,13 @@ def test_chat_is_the_rendered_prompt(tiny_model: Model) -> None:
     messages = [{"role": "user", "content": "Is the <|im_end|> an end?"}]
     text = tiny_model.render(messages)
     assert text == "<|im_start|>user\nIs the <|im_end|> an end?<|im_end|>\n<|im_start|>assistant\n"
-    ids = tiny_model.chat(messages, SamplingParams(max_tokens=1)).prompt_ids
+    ids = tiny_model.chat(messages, SamplingParams(max_tokens=1)).prompt_token_ids
     assert tiny_model.detokenize(ids, special=True) == text
     assert ids.count(2) == 1, "the end in the message is text, not the end of the message"
 
 
 def test_text_prompts_parse_special_tokens(tiny_model: Model) -> None:
-    assert tiny_model.generate("<|im_start|>hi", SamplingParams(max_tokens=1)).prompt_ids[0] == 1
+    assert tiny_model.generate("<|im_start|>hi", SamplingParams(max_tokens=1)).prompt_token_ids[0] == 1
     assert tiny_model.tokenize("<|im_start|>")[0] != 1
 
 

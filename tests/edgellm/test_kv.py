@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from edgellm.errors import KVMemoryError
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.buffers import CAN_COMMIT
 from edgellm.memory.kv import KVCache
-from edgellm.memory.pool import KVMemoryError
 from edgellm.memory.sequence import Sequence
 from tests.edgellm.kv_slots import LAYOUT, holds, step
 
@@ -41,7 +41,7 @@ def test_known_blocks_are_kept_until_memory_is_needed_and_the_oldest_goes_first(
     cache.on_evict = evicted.append
     blocks = cache.allocate_many(3)
     for block in blocks[:2]:
-        cache.remember(block, KV_BLOCK)
+        cache.mark_cached(block, KV_BLOCK)
     for block in blocks:
         cache.release(block)
     assert cache.num_free == 3
@@ -65,7 +65,7 @@ def test_blocks_are_had_all_or_none(length: int) -> None:
     cache, evicted = KVCache(LAYOUT, 5), []
     cache.on_evict = evicted.append
     known = cache.allocate()
-    cache.remember(known, KV_BLOCK)
+    cache.mark_cached(known, KV_BLOCK)
     cache.release(known)
     sequence = Sequence(cache)
     step(cache, sequence, TEXT[:length])
@@ -102,7 +102,7 @@ def test_a_block_is_copied_where_the_prefix_cache_knows_what_would_be_overwritte
     sequence = Sequence(cache)
     step(cache, sequence, TEXT[:10])
     [block] = sequence.blocks
-    cache.remember(block, 10)
+    cache.mark_cached(block, 10)
     step(cache, sequence, TEXT[:12])
     assert sequence.blocks == [block]  # behind what is known
     sequence.rewind(8)

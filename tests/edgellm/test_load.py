@@ -37,3 +37,17 @@ def test_a_start_does_not_read_the_metadata_of_packages() -> None:
 
 def test_the_version_is_that_of_the_installation() -> None:
     assert edgellm.__version__ == importlib.metadata.version("edgellm")
+
+
+def test_a_checkout_that_is_not_installed_says_what_to_do() -> None:
+    """Without site-packages, and so without what an installation leaves there."""
+    command = [sys.executable, "-S", "-c", "import edgellm"]
+    done = subprocess.run(command, cwd=Path(edgellm.__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ImportError: edgellm is not installed: this is its source code")
+    assert "`pip install -e .`" in done.stderr
+
+
+def test_the_package_is_a_program_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "edgellm", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"edgellm {edgellm.__version__}\n"

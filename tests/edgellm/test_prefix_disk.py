@@ -36,13 +36,13 @@ def test_of_what_is_on_disk_as_much_is_used_as_memory_holds(tmp_path: Path) -> N
     with opened(tmp_path) as store:
         compute(*make(store=store), TEXT)
         cache, prefix = make(num_blocks=6, store=store)
-        held, _ = prefix.begin([5])
+        held, _ = prefix.match_prefix([5])
         held.reserve(3 * KV_BLOCK)
         assert store.flush(60)
-        sequence, report = prefix.begin(TEXT)
+        sequence, report = prefix.match_prefix(TEXT)
         assert report == CacheReport(0, 3 * KV_BLOCK, "evicted") and holds(cache, sequence, TEXT)
-        prefix.end(sequence, TEXT[: sequence.length])
-        prefix.end(held, [])
+        prefix.free(sequence, TEXT[: sequence.length])
+        prefix.free(held, [])
         prefix.check_integrity()
 
 
@@ -51,12 +51,12 @@ def test_a_disk_that_could_not_keep_up_is_offered_the_blocks_again_at_the_end(
 ) -> None:
     with opened(tmp_path) as store:
         cache, prefix = make(store=store)
-        sequence, _ = prefix.begin(TEXT)
+        sequence, _ = prefix.match_prefix(TEXT)
         step(cache, sequence, TEXT)
         with monkeypatch.context() as patch:
             patch.setattr(store, "put", lambda *block: None)
-            prefix.commit(sequence, TEXT)
-        prefix.end(sequence, TEXT)
+            prefix.cache_blocks(sequence, TEXT)
+        prefix.free(sequence, TEXT)
     with opened(tmp_path) as store:
         assert compute(*make(store=store), TEXT).from_disk == 199
 

@@ -45,7 +45,7 @@ def run(
 def answer(run: Run, prefix: PrefixCache, tokens: list[int]) -> tuple[CacheReport, np.ndarray]:
     """Logits of a text's tokens that are not cached; its last token is a step of its own, as the engine has it."""
     engine, _ = run
-    sequence, report = prefix.begin(tokens)
+    sequence, report = prefix.match_prefix(tokens)
     parts = []
     for end in (len(tokens) - 1, len(tokens)):
         rest = tokens[sequence.length : end]
@@ -53,8 +53,8 @@ def answer(run: Run, prefix: PrefixCache, tokens: list[int]) -> tuple[CacheRepor
             sequence.reserve(end)
             run_step(engine, [Rows(sequence, rest, range(len(rest)))])
             parts.append(engine.logits.copy())
-            prefix.share(sequence, tokens[:end])
-    prefix.end(sequence, tokens)
+            prefix.cache_tokens(sequence, tokens[:end])
+    prefix.free(sequence, tokens)
     prefix.check_integrity()
     return report, np.concatenate(parts)
 
@@ -119,15 +119,15 @@ def test_logits_after_a_state_kept_within_a_known_text_are_those_of_a_fresh_text
     _, fresh = answer(run, prefix, other)
     prefix.forget()
     prefix = PrefixCache(cache, model=MODEL)  # one that evicted nothing
-    sequence, _ = prefix.begin(TOKENS)
+    sequence, _ = prefix.match_prefix(TOKENS)
     for end in (100, 140, 200, 300):
         sequence.reserve(end)
         run_step(engine, [Rows(sequence, TOKENS[sequence.length : end])])
-        prefix.share(sequence, TOKENS[:end])
+        prefix.cache_tokens(sequence, TOKENS[:end])
     expected = 140 if cache.is_recurrent else 150
     report, logits = answer(run, prefix, other)
     assert (report.from_memory, report.reason) == (expected, "no state" if cache.is_recurrent else "differs")
     assert np.array_equal(logits, fresh[expected:])
-    prefix.end(sequence, TOKENS)
+    prefix.free(sequence, TOKENS)
     prefix.forget()
     cache.check_nothing_is_held()

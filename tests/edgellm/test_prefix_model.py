@@ -15,14 +15,14 @@ TEXT = [5 + (7 * at) % 250 for at in range(150)]
 
 def answer(model: Model, prompt: list[int]) -> tuple[list[int], int, str]:
     stream = model.generate(prompt, PARAMS)
-    ids = [piece.id for piece in stream]
+    ids = [piece.token_id for piece in stream]
     assert stream.cache_report is not None
     return ids, stream.usage.num_cached_tokens, model.explain(stream.cache_report)
 
 
 @on_both_backends
 def test_a_cached_prompt_gives_the_same_text_and_says_how_much_was_cached(tiny_gguf: Path, backend: str) -> None:
-    with edgellm.load(tiny_gguf, backend=backend, threads=2) as model:
+    with edgellm.load(tiny_gguf, device=backend, threads=2) as model:
         fresh, cached, why = answer(model, TEXT)
         assert cached == 0 and "never seen" in why
         again, cached, why = answer(model, TEXT)
@@ -38,13 +38,13 @@ def test_a_cached_prompt_gives_the_same_text_and_says_how_much_was_cached(tiny_g
 @on_both_backends
 def test_a_restart_finds_what_was_cached(tiny_gguf: Path, tmp_path: Path, backend: str) -> None:
     folder = tmp_path / "prefixes"
-    with edgellm.load(tiny_gguf, backend=backend, threads=1, prefix_cache=folder) as model:
+    with edgellm.load(tiny_gguf, device=backend, threads=1, prefix_cache_dir=folder) as model:
         fresh, _, _ = answer(model, TEXT)
-    with edgellm.load(tiny_gguf, backend=backend, threads=2, prefix_cache=folder) as model:
+    with edgellm.load(tiny_gguf, device=backend, threads=2, prefix_cache_dir=folder) as model:
         again, cached, why = answer(model, TEXT)
         assert (again, cached) == (fresh, len(TEXT) - 1)
         assert f"{cached} of them from disk" in why
-    with edgellm.load(tiny_gguf, backend=backend, threads=1, prefix_cache=folder, kv_cache_dtype="int8") as model:
+    with edgellm.load(tiny_gguf, device=backend, threads=1, prefix_cache_dir=folder, kv_cache_dtype="int8") as model:
         _, cached, why = answer(model, TEXT)
         assert cached == 0 and "another model file or KV format" in why
 
@@ -54,9 +54,9 @@ def test_keys_of_an_older_int8_format_are_not_taken_for_those_of_this(
 ) -> None:
     with monkeypatch.context() as older:
         older.setattr(kv_formats()["int8"], "meaning", "int8")  # before keys were transformed
-        with edgellm.load(tiny_gguf, threads=1, prefix_cache=tmp_path, kv_cache_dtype="int8") as model:
+        with edgellm.load(tiny_gguf, threads=1, prefix_cache_dir=tmp_path, kv_cache_dtype="int8") as model:
             answer(model, TEXT)
-    with edgellm.load(tiny_gguf, threads=1, prefix_cache=tmp_path, kv_cache_dtype="int8") as model:
+    with edgellm.load(tiny_gguf, threads=1, prefix_cache_dir=tmp_path, kv_cache_dtype="int8") as model:
         fresh, cached, why = answer(model, TEXT)
         assert cached == 0 and "another model file or KV format" in why
         assert answer(model, TEXT)[:2] == (fresh, len(TEXT) - 1)

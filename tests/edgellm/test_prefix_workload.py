@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from edgellm.errors import KVMemoryError
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.disk.store import BlockStore
-from edgellm.memory.pool import KVMemoryError
 from edgellm.memory.sequence import Sequence
-from edgellm.memory.tree import count_equal
+from edgellm.memory.tree import common_prefix
 from tests.edgellm.kv_slots import holds, step
 from tests.edgellm.prefix_requests import make, opened
 
@@ -34,8 +34,8 @@ class Workload:
         tokens, room = self.text(), self.cache.num_free
         if self.store is not None:
             assert self.store.flush(60)
-        sequence, report = self.prefix.begin(tokens)
-        expected = min(len(tokens) - 1, max(count_equal(text, tokens) for text in self.known))
+        sequence, report = self.prefix.match_prefix(tokens)
+        expected = min(len(tokens) - 1, max(common_prefix(text, tokens) for text in self.known))
         assert report.num_cached_tokens == sequence.length <= expected
         if self.store is not None or room == self.cache.num_blocks > 1000:
             assert sequence.length == expected or room < len(tokens) // KV_BLOCK + 2
@@ -54,10 +54,10 @@ class Workload:
             return
         computed = tokens[: sequence.length]
         if self.random.random() < 0.4:
-            self.prefix.commit(sequence, computed)
+            self.prefix.cache_blocks(sequence, computed)
             self.known.append(computed[: sequence.length // KV_BLOCK * KV_BLOCK])
         elif self.random.random() < 0.5:
-            self.prefix.share(sequence, computed)
+            self.prefix.cache_tokens(sequence, computed)
             self.known.append(computed)
 
     def rewind(self) -> None:
@@ -68,7 +68,7 @@ class Workload:
     def end(self) -> None:
         sequence, tokens = self.running.pop(self.random.randrange(len(self.running)))
         tokens = tokens[: sequence.length]
-        self.prefix.end(sequence, tokens)
+        self.prefix.free(sequence, tokens)
         self.known.append(tokens)
 
     def run(self, operations: int) -> None:

@@ -18,14 +18,14 @@ PARAMS = SamplingParams(max_tokens=8, speculation="off")
 
 @pytest.fixture(scope="module", params=["cpu", "naive"])
 def model(request: pytest.FixtureRequest, tiny_gguf: Path, _session_home: None) -> Iterator[Model]:
-    with edgellm.load(tiny_gguf, backend=request.param, threads=2) as model:
+    with edgellm.load(tiny_gguf, device=request.param, threads=2) as model:
         yield model
 
 
 def watch(model: Model, **wanted: object) -> tuple[list[int], list[Observation]]:
     seen: list[Observation] = []
     stream = model.generate(PROMPT, PARAMS, probe=Probe(seen.append, **wanted))  # type: ignore[arg-type]
-    return [piece.id for piece in stream], seen
+    return [piece.token_id for piece in stream], seen
 
 
 def rows(seen: list[Observation], count: int) -> list[int]:
@@ -34,7 +34,7 @@ def rows(seen: list[Observation], count: int) -> list[int]:
 
 
 def test_a_watched_answer_is_the_same(model: Model) -> None:
-    plain = [piece.id for piece in model.generate(PROMPT, PARAMS)]
+    plain = [piece.token_id for piece in model.generate(PROMPT, PARAMS)]
     ids, seen = watch(model, logits=True, hidden=range(3), attention=[(0, 1), (1, 3)], timings=True)
     assert ids == plain
     assert seen[-1].tokens == ids[-2:-1]
@@ -67,7 +67,7 @@ def test_the_first_hidden_state_is_the_embedding(model: Model) -> None:
 def test_attention_is_a_distribution_over_the_past_that_gives_the_layers_output(
     tiny_gguf: Path, dtype: str, backend: str
 ) -> None:
-    with edgellm.load(tiny_gguf, backend=backend, threads=1, kv_cache_dtype=dtype) as model:
+    with edgellm.load(tiny_gguf, device=backend, threads=1, kv_cache_dtype=dtype) as model:
         _, seen = watch(model, attention=[(1, head) for head in range(4)])
         for one in seen:
             for weights in one.attention.values():
@@ -102,7 +102,7 @@ def forward_attention(model: Model) -> list[np.ndarray]:
 def test_a_callback_may_use_the_model(model: Model) -> None:
     lens: list[int] = []
     probe = Probe(lambda seen: lens.append(int(np.argmax(model.unembed(seen.hidden[2])[-1]))), hidden=[2])
-    ids = [piece.id for piece in model.generate(PROMPT, PARAMS, probe=probe)]
+    ids = [piece.token_id for piece in model.generate(PROMPT, PARAMS, probe=probe)]
     assert lens[-len(ids) :] == ids
 
 

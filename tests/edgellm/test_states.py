@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import accumulate
+from operator import add, ge, gt, sub
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgellm.errors import KVMemoryError
 from edgellm.families.network import KeysValues
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.ops import KV_BLOCK
@@ -20,10 +22,10 @@ from edgellm.memory.checkpoints import Checkpoints
 from edgellm.memory.disk.store import BlockStore
 from edgellm.memory.kv import ZERO_SLOT, KVCache
 from edgellm.memory.layout import BlockLayout, LayerKV, LayerSlot, SlotLayout, StateLayout
-from edgellm.memory.pool import KVMemoryError, Pool
+from edgellm.memory.pool import Pool
 from edgellm.memory.prefix import PrefixCache
 from edgellm.memory.sequence import Sequence
-from edgellm.memory.tree import count_equal
+from edgellm.memory.tree import common_prefix
 from edgellm.memory.window import NOWHERE, WindowBlocks
 from tests.edgellm.prefix_requests import MODEL
 
@@ -93,7 +95,7 @@ class Walk:
         tokens = [*start[:kept], *self.random.choices(range(3), k=self.random.randint(1, 100))][:LONGEST]
         if self.store is not None:
             assert self.store.flush(60)
-        sequence, report = self.prefix.begin(tokens)
+        sequence, report = self.prefix.match_prefix(tokens)
         assert sequence.length == report.num_cached_tokens < len(tokens)
         self.counts["cached"] += sequence.length > 0
         self.counts["from disk"] += report.from_disk > 0
@@ -104,7 +106,7 @@ class Walk:
 
     def expected(self, tokens: list[int]) -> int:
         """Where a text resumes if nothing was ever evicted."""
-        most = min(len(tokens) - 1, max(count_equal(text, tokens) for text in self.known))
+        most = min(len(tokens) - 1, max(common_prefix(text, tokens) for text in self.known))
         if not self.cache.is_recurrent:
             return most
         return max(len(text) for text in self.states if len(text) <= most and text == tokens[: len(text)])
@@ -116,9 +118,12 @@ class Walk:
         goes_on = self.random.random() < 0.2 and sequence._slot_before is not None
         if end == sequence.length:
             return
+        free, demand = self.cache.free, sequence.demand(end)
         try:
             sequence.reserve(end, goes_on=goes_on)
+            assert goes_on or all(map(ge, self.cache.free, map(sub, free, demand))), "no more is taken than demanded"
         except KVMemoryError:
+            assert goes_on or any(map(gt, demand, free)), "what is demanded and there can be had"
             self.counts["full"] += 1
             self.end(number)
             return
@@ -131,11 +136,11 @@ class Walk:
     def tell(self, sequence: Sequence, tokens: list[int]) -> None:
         keeps_state = self.random.random() < 0.5
         if self.random.random() < 0.5:
-            self.prefix.commit(sequence, tokens)
+            self.prefix.cache_blocks(sequence, tokens)
             self.known.append(tokens[: len(tokens) // KV_BLOCK * KV_BLOCK])
             keeps_state = False
         else:
-            self.prefix.share(sequence, tokens, keeps_state=keeps_state)
+            self.prefix.cache_tokens(sequence, tokens, keeps_state=keeps_state)
             self.known.append(tokens)
         if keeps_state or len(tokens) % self.cache.layout.state_interval == 0:
             self.states.append(tokens)
@@ -164,7 +169,9 @@ class Walk:
     def end(self, number: int | None = None) -> None:
         sequence, tokens = self.running.pop(self.random.randrange(len(self.running)) if number is None else number)
         tokens = tokens[: sequence.length]
-        self.prefix.end(sequence, tokens)
+        free = tuple(map(add, self.cache.free, sequence.held_alone()))
+        self.prefix.free(sequence, tokens)
+        assert self.cache.free == free, "what one holds alone can be had when it ends"
         self.known.append(tokens)
         self.states.append(tokens)
 
@@ -182,7 +189,7 @@ class Walk:
                 count.update(window.place_of[block] for block in sequence.blocks[first:])
         pools = [self.cache, self.cache.slots, *(window.pool for window in self.cache.windows)]
         for pool, counts in zip(pools, [blocks, slots, *places], strict=True):
-            assert {place: pool.holds(place) for place in range(pool.size) if pool.holds(place)} == dict(counts)
+            assert {place: pool.ref_count(place) for place in range(pool.size) if pool.ref_count(place)} == dict(counts)
 
     def sees(self, sequence: Sequence, tokens: list[int]) -> bool:
         """Whether all that the next token sees is what its text leaves behind."""
@@ -249,7 +256,7 @@ def test_what_comes_from_the_disk_is_what_was_computed(kind: str, store: BlockSt
 def test_a_step_that_goes_on_can_be_taken_back_with_the_one_before() -> None:
     walk = Walk(LAYOUTS["everything"], PLENTY, 0)
     tokens = walk.random.choices(range(3), k=120)
-    sequence, _ = walk.prefix.begin(tokens)
+    sequence, _ = walk.prefix.match_prefix(tokens)
     for end, goes_on in ((90, False), (91, False), (92, True), (99, True)):
         sequence.reserve(end, goes_on=goes_on)
         walk.write(sequence, tokens, end)
@@ -278,14 +285,14 @@ def test_nobody_resumes_within_a_block_that_others_need_where_there_is_no_memory
     """Or he could never go on."""
     walk = Walk(LAYOUTS["recurrent"], {"blocks": 1, "places": 0, "slots": 4}, 0)
     tokens = [1] * 15
-    sequence, _ = walk.prefix.begin(tokens)
+    sequence, _ = walk.prefix.match_prefix(tokens)
     for end in (10, 15):
         sequence.reserve(end)
         walk.write(sequence, tokens, end)
         sequence.advance(end - sequence.length)
-        walk.prefix.share(sequence, tokens[:end], keeps_state=end == 10)
+        walk.prefix.cache_tokens(sequence, tokens[:end], keeps_state=end == 10)
     sequence.rewind(0)
-    other, report = walk.prefix.begin([*tokens, 2, 2])
+    other, report = walk.prefix.match_prefix([*tokens, 2, 2])
     assert (report.num_cached_tokens, report.reason) == (0, "no state")
     other.reserve(17)
     other.rewind(0)
@@ -321,7 +328,7 @@ def test_places_of_a_window_are_those_of_blocks(seed: int) -> None:
             window.detach(rng.choice(free))
         window.check_integrity()
         assert window.has_all(holds.elements()), "no place is lost that somebody holds"
-        assert all(window.pool.holds(window.place_of[block]) == count for block, count in (+holds).items())
+        assert all(window.pool.ref_count(window.place_of[block]) == count for block, count in (+holds).items())
         assert window.pool.num_free == 10 - len(+holds)
 
 
@@ -348,7 +355,7 @@ def test_states_are_found_by_the_longest_text_that_agrees(seed: int) -> None:
             assert not checkpoints.add(b"c", tokens, slot) or not is_new
             if not is_new:
                 checkpoints._lose(slot) if slot in checkpoints._by_slot else None
-                slots.forget(slot)
+                slots.uncache(slot)
             slots.release(slot)
             if is_new:
                 known[slot] = parent, tokens

@@ -6,7 +6,7 @@ from datetime import datetime
 import pytest
 
 from edgellm.errors import OptionError, TemplateError
-from edgellm.template import ChatTemplate
+from edgellm.template.template import ChatTemplate
 from edgellm.tokenizer import open_tokenizer
 from tests.edgellm.tiny_vocabularies import bpe_vocabulary, spm_vocabulary
 

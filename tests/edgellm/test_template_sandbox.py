@@ -5,9 +5,9 @@ import tracemalloc
 
 import pytest
 
-from edgellm import template_budget
 from edgellm.errors import TemplateError
-from edgellm.template import ChatTemplate
+from edgellm.template import budget
+from edgellm.template.template import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 MAX_SECONDS = 0.2
@@ -64,7 +64,7 @@ def test_nothing_of_python_can_be_reached(source):
     ],
 )
 def test_templates_that_do_not_end(source, monkeypatch):
-    monkeypatch.setattr(template_budget, "MAX_SECONDS", MAX_SECONDS)
+    monkeypatch.setattr(budget, "MAX_SECONDS", MAX_SECONDS)
     start = time.thread_time()
     with pytest.raises(TemplateError, match=r"runs for more|recursion|too much"):
         render(source)
@@ -125,8 +125,8 @@ def test_templates_that_do_not_end(source, monkeypatch):
     ],
 )
 def test_templates_that_fill_the_memory(source, monkeypatch):
-    monkeypatch.setattr(template_budget, "MAX_WORK", 1 << 20)
-    monkeypatch.setattr(template_budget, "MAX_SECONDS", 100.0)  # the clock is not what stops these
+    monkeypatch.setattr(budget, "MAX_WORK", 1 << 20)
+    monkeypatch.setattr(budget, "MAX_SECONDS", 100.0)  # the clock is not what stops these
     tracemalloc.start()
     try:
         start = time.thread_time()

@@ -185,4 +185,4 @@ def test_an_unknown_level_is_an_error_that_names_the_known(
     monkeypatch.setattr(sys, "argv", ["build", str(tmp_path), "avx1024"])
     assert build.main() == 1
     error = capsys.readouterr().err
-    assert "'avx1024' is no level" in error and "avx2" in error and "plain" in error
+    assert "isa 'avx1024' must be one of" in error and "avx2" in error and "plain" in error

@@ -23,7 +23,8 @@ MAX_LEXER_STATES = 50_000
 MAX_GRAMMAR_BYTES = 1 << 18
 # llguidance follows references by recursion, and a full stack ends the process: a reference in a schema takes 8 KB,
 # and 10 bytes or more to write. The system commits only what is touched.
-STACK_BYTES, STACK_BYTES_PER_BYTE = 1 << 20, 1 << 10
+STACK_BYTES = 1 << 20
+STACK_BYTES_PER_BYTE = 1 << 10
 
 _STACK_SIZE = threading.Lock()  # one for the process
 _T = TypeVar("_T")
@@ -38,7 +39,7 @@ class Constrainer:
         self._lock = threading.Lock()
 
     def matcher(self, constraint: Constraint, previous: int | None = None) -> Matcher:
-        """A matcher for the answer behind the token `previous`, the last of the prompt.
+        """A matcher for the answer after the token `previous`, the last of the prompt.
 
         What was compiled lately is not compiled again. Errors: GrammarError, MissingExtraError, TokenizerError.
         """

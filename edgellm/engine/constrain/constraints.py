@@ -1,6 +1,6 @@
 """What can be asked of the form of an answer. The whole answer has it, from its first character to its last."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,11 +40,12 @@ class Regex:
 class Choice:
     """Exactly one of these texts."""
 
-    texts: tuple[str, ...]
+    texts: Sequence[str]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.texts, tuple) or not self.texts:
-            raise OptionError(f"choice {self.texts!r} is not a tuple of texts; one is written (text,)")
+        if not isinstance(self.texts, list | tuple) or not self.texts:
+            raise OptionError(f"choice {self.texts!r} must be a list of texts; one is written [text]")
+        object.__setattr__(self, "texts", tuple(self.texts))
         for text in self.texts:
             _check_text("choice", text)
 

@@ -30,7 +30,8 @@ _REFERENCE = re.compile("<(.+?)>")  # to a rule, until the rules have their name
 def gbnf_to_lark(text: str) -> str:
     """Errors: GrammarError with line and column."""
     rules = _Reader(text).rules
-    used, waiting = {}, ["root"]
+    used = {}
+    waiting = ["root"]
     while waiting:
         name = waiting.pop()
         if name not in used:
@@ -69,7 +70,8 @@ class _Reader:
 
     def _scan(self) -> list[tuple[str, str, int]]:
         """Kind, text and place of each token; a mark is its own kind."""
-        tokens, at = [], 0
+        tokens = []
+        at = 0
         while at < len(self._text):
             found = _TOKEN.match(self._text, at)
             if found is None:
@@ -129,7 +131,8 @@ class _Reader:
     def _set(self, text: str, place: int) -> str:
         negated = text.startswith("^")
         found = self._characters(text[negated:], place + negated)
-        parts, at = [], 0
+        parts = []
+        at = 0
         while at < len(found):
             first, _, here = found[at]
             last = first
@@ -146,13 +149,15 @@ class _Reader:
 
     def _characters(self, text: str, place: int) -> list[tuple[str, bool, int]]:
         """The characters that a text or set stands for, whether each was escaped, and its place."""
-        characters, at = [], 0
+        characters = []
+        at = 0
         while at < len(text):
             found = _CHARACTER.match(text, at)
             here = place + at
             if found is None:
                 raise self._error(f"the escape {text[at : at + 2]!r} is unknown", here)
-            digits, plain = found[1] or found[2] or found[3], found[5] or found[6]
+            digits = found[1] or found[2] or found[3]
+            plain = found[5] or found[6]
             character = self._code_point(digits, here) if digits else plain or _CONTROLS[found[4]]
             characters.append((character, found[6] is None, here))
             at = found.end()

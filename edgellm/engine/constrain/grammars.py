@@ -18,7 +18,8 @@ _REMEDIES = {
     Grammar: "the syntax is Lark as llguidance reads it, or GBNF",
 }
 # Where schemas lie in a schema: in a mapping, in a list, alone
-_MAPS, _LISTS = ("properties", "patternProperties", "$defs", "definitions"), ("anyOf", "oneOf", "allOf", "prefixItems")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _ALONE = ("items", "additionalProperties")
 
 _GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
@@ -81,11 +82,13 @@ def _parsed(schema: Mapping[str, object] | str) -> dict[str, Any]:
 def _place(schema: dict[str, Any], problem: str, problem_of: Callable[[dict[str, Any]], str]) -> str:
     """Where a schema has its problem, as a JSON pointer: the innermost schema that has the same one alone."""
     shared = {name: schema[name] for name in ("$defs", "definitions", "x-guidance") if name in schema}
-    place, inside = "#", _inner(schema)
+    place = "#"
+    inside = _inner(schema)
     while (found := next(inside, None)) is not None:
         step, inner = found
         if problem_of({"json_schema": shared | inner}) == problem:
-            place, inside = place + step, _inner(inner)
+            place = place + step
+            inside = _inner(inner)
     return place
 
 
@@ -115,6 +118,7 @@ def _check_lark(text: str) -> None:
     """Nothing but text, and nothing that would have to be taken back. Errors: GrammarError."""
     bare = _QUOTED.sub(lambda quoted: re.sub(r"[^\n]", " ", quoted[0]), text)
     if found := _REFUSED.search(bare):
-        line, column = text.count("\n", 0, found.start()) + 1, found.start() - text.rfind("\n", 0, found.start())
+        line = text.count("\n", 0, found.start()) + 1
+        column = found.start() - text.rfind("\n", 0, found.start())
         problem = "special tokens cannot be part of an answer" if found[0] == "<" else f"{found[0]!r} is not supported"
         raise GrammarError(f"grammar, line {line}, column {column}: {problem}; leave it out")

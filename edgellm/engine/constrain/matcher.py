@@ -22,7 +22,10 @@ class Matcher:
         self, parser: "LLMatcher", vocabulary: int, stop_ids: frozenset[int], failed: Callable[[], object]
     ) -> None:
         """`vocabulary` is V; the parser has accepted nothing yet; `failed` is called when it comes to a limit."""
-        self._parser, self._vocabulary, self._stop_ids, self._failed = parser, vocabulary, stop_ids, failed
+        self._parser = parser
+        self._vocabulary = vocabulary
+        self._stop_ids = stop_ids
+        self._failed = failed
         self._texts = self._stops = 0  # tokens accepted
 
     @property
@@ -52,7 +55,7 @@ class Matcher:
         self._check()
 
     def accept(self, token: int) -> None:
-        """Go on behind a token that the mask allows. Errors: OptionError for another, which changes nothing."""
+        """Go on after a token that the mask allows. Errors: OptionError for another, which changes nothing."""
         if token in self._stop_ids:
             if self.may_stop:
                 self._stops += 1
@@ -98,7 +101,8 @@ class Matcher:
     def copy(self) -> Self:
         """Another matcher in the same state, which goes on by itself."""
         twin = type(self)(self._parser.deep_copy(), self._vocabulary, self._stop_ids, self._failed)
-        twin._texts, twin._stops = self._texts, self._stops
+        twin._texts = self._texts
+        twin._stops = self._stops
         return twin
 
     def _check(self) -> None:

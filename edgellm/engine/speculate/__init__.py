@@ -14,7 +14,7 @@ right. The text is the same with any draft or none; what is here only decides ho
 from edgellm.engine.speculate.controller import MAX_DRAFT, Controller, Mode
 from edgellm.engine.speculate.costs import CostModel
 from edgellm.engine.speculate.proposer import LookupProposer, Proposer
-from edgellm.engine.speculate.text import MAX_MATCH, IndexedText, SessionTexts, common_prefix
+from edgellm.engine.speculate.text import MAX_MATCH, IndexedText, SessionTexts
 
 __all__ = [
     "MAX_DRAFT",
@@ -26,5 +26,4 @@ __all__ = [
     "Mode",
     "Proposer",
     "SessionTexts",
-    "common_prefix",
 ]

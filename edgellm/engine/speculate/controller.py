@@ -29,7 +29,8 @@ class Controller:
 
     controller.update(prompt)
     while ...:
-        draft = controller.draft(limit)
+        controller.choose(limit)
+        draft = controller.draft()
         tokens = ...  # what the step of [last token, *draft] gives: the draft while it is right, and one more
         controller.update(tokens)
     """
@@ -37,34 +38,45 @@ class Controller:
     def __init__(self, proposers: Sequence[Proposer], costs: CostModel, mode: Mode = "auto") -> None:
         """Mode "on" drafts whenever the first proposer that has something has it, "off" never."""
         self._records = [] if mode == "off" else [_Record(proposer) for proposer in proposers]
-        self._costs, self._mode = costs, mode
+        self._costs = costs
+        self._mode = mode
         self._num_tokens = 0
         self._credit = 0.0  # seconds that probes may cost
+        self._chosen: _Record | None = None
+        self._length = 0  # of the draft that it was chosen for
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the next draft needs no steps measured first, which takes as long as some hundred tokens."""
-        return self._mode != "auto" or self._costs.is_measured
-
-    def draft(self, limit: int) -> list[int]:
-        """At most `limit` and MAX_DRAFT tokens to verify behind the last; none where that is fastest."""
+    def choose(self, limit: int) -> None:
+        """Decide on the next draft, of at most `limit` and MAX_DRAFT tokens; none where that is fastest."""
+        self._chosen, self._length, best = None, 0, 0.0
         ready = [record for record in self._records if record.proposer.match]
-        if not ready:
-            return []
-        chosen, length, best = None, 0, 0.0
         for record in ready:
-            speed, promising = self._plan(record, min(limit, MAX_DRAFT))
-            if promising and speed > best:
-                chosen, length, best = record, promising, speed
-        if chosen is None and limit:
-            chosen, length = self._probe(), 1
+            speed, length = self._plan(record, min(limit, MAX_DRAFT))
+            if length and speed > best:
+                self._chosen = record
+                self._length = length
+                best = speed
+        if ready and self._chosen is None and limit:
+            self._chosen = self._probe()
+            self._length = 1
+        if self._chosen is not None:
+            self._chosen.proposer.ask(self._length)
+
+    def draft(self) -> list[int]:
+        """The tokens to verify after the last, of the proposer that was chosen."""
         draft: list[int] = []
-        for record in ready:
-            # One token further than needed, where it is free, tells how a draft would have fared or gone on.
-            proposal = record.propose((length if record is chosen else 0) + (record.proposer.seconds == 0))
-            if record is chosen:
-                draft = proposal[:length]
+        for record in self._records:
+            if record.proposer.match:
+                # One token further than needed, where it is free, tells how a draft would have fared or gone on.
+                count = (self._length if record is self._chosen else 0) + (record.proposer.seconds == 0)
+                proposal = record.propose(count)
+                if record is self._chosen:
+                    draft = proposal[: self._length]
         return draft
+
+    def close(self) -> None:
+        """The text is over."""
+        for record in self._records:
+            record.proposer.close()
 
     def update(self, tokens: Sequence[int]) -> None:
         """The text goes on with `tokens`: the prompt, then what every step gave."""
@@ -76,20 +88,25 @@ class Controller:
 
     def _plan(self, record: "_Record", limit: int) -> tuple[float, int]:
         """(tokens per second, tokens to draft) at best."""
-        match, each = record.proposer.match, record.proposer.seconds
+        match = record.proposer.match
+        each = record.proposer.seconds
         if not limit:
             return 0.0, 0
         if self._mode == "on":
             return 1.0, min(limit, match, ON_DRAFT)
+        if not self._costs.is_known:
+            return 0.0, 0
         seconds = self._costs.seconds(self._num_tokens - 1)
-        best, length = MARGIN / seconds[0], 0
+        best = MARGIN / seconds[0]
+        length = 0
         expected = kept = 1.0  # tokens that the step gives; chance that the draft's last one is among them
         for count in range(1, limit + 1):
             kept *= record.probability(match + count - 1)
             expected += kept
             speed = expected / (seconds[count] + count * each)
             if speed > best:
-                best, length = speed, count
+                best = speed
+                length = count
             if kept < HOPELESS:
                 break
         return best, length
@@ -97,7 +114,7 @@ class Controller:
     def _probe(self) -> "_Record | None":
         """A proposer to try with one token though it promises nothing, when enough time was saved for that."""
         for record in self._records:
-            if record.proposer.match and record.proposer.seconds:
+            if record.proposer.match and record.proposer.seconds and self._costs.is_known:
                 seconds = self._costs.seconds(self._num_tokens - 1)
                 price = seconds[1] - seconds[0] + record.proposer.seconds
                 self._credit += PROBES * seconds[0]
@@ -117,7 +134,7 @@ class _Record:
         self._match, self.proposal = 0, list[int]()  # not yet compared
 
     def probability(self, match: int) -> float:
-        """That the token behind a match is right."""
+        """That the token after a match is right."""
         kind = KINDS[min(match, MAX_MATCH)]
         return self._right[kind] / self._seen[kind]
 

@@ -1,68 +1,85 @@
-"""What a step costs by its rows: measured once on this machine, and corrected by every step since."""
+"""What a step costs by its rows, learned from the steps that run anyway: nobody waits for a measurement."""
 
-from collections.abc import Callable
-from functools import cached_property
+from itertools import pairwise
 
 MAX_ROWS = 16
-MEASURED_ROWS = (1, 2, 4, 8, 16)  # between them time is taken as linear until steps say better
 RATE = 0.1  # of a step's surprise that is believed: of 5 % noise 1 % is left; of the first ones more
 LEAST_MORE = 0.01  # of the time of one row that a further one takes at least
 LARGEST_SURPRISE = 2.0  # times as long as expected; more was another program
+# Until drafts show it, so many further rows take this part of what as many rows of a long prompt take, since all of
+# them read the weights once. SmolLM2-135M, by rows: 1 in 2.3 ms, 2 in 2.6, 4 in 3.2, 8 in 4.9, 16 in 8.7, 256 in 114.6
+PARTS = {1: 0.65, 3: 0.7, 7: 0.85, MAX_ROWS - 1: 0.95}
+UNKNOWN_ROW = 0.3  # of the time of one row: what a row of a prompt takes, until there was one
+PROMPT_ROWS = 8  # of a step that shows what a row of a prompt takes
 
 
 class CostModel:
-    """Seconds of a step of 1..MAX_ROWS rows behind a depth of tokens, in which attention makes it linear."""
+    """Seconds of a step of 1..MAX_ROWS rows after a depth of tokens."""
 
-    def __init__(self, measure: Callable[[int, int], float], depth: int) -> None:
-        """`measure(rows, depth)` gives the seconds of a step; called when first needed, for depth 0 and `depth` > 0."""
-        assert depth > 0, depth
-        self._measure, self._depth = measure, depth
-        self.is_measured = False
-        self._pace = 1.0  # times as long as measured
-        self._scale = [1.0] * MAX_ROWS  # times as much as measured, beyond the time of one row, by rows
-        self._num_ones = self._num_several = 0  # steps learned from
+    def __init__(self, depth_cost: float = 0.0) -> None:
+        """`depth_cost` is the part of a step's time that every token of depth adds."""
+        self._depth_cost = depth_cost
+        self._one = 0.0  # seconds of one row at depth 0
+        self._prompt_row = 0.0  # seconds of a row of a prompt at depth 0
+        self._scale = [1.0] * MAX_ROWS  # times as much as expected, beyond the time of one row, by further rows
+        self._num_ones = self._num_prompts = self._num_several = 0  # steps learned from
 
-    @cached_property
-    def _measured(self) -> list[tuple[float, float]]:
-        """Seconds by rows: at depth 0, and more for every token of depth."""
-        self.is_measured = True
-        shallow, deep = (_all_rows([self._measure(rows, at) for rows in MEASURED_ROWS]) for at in (0, self._depth))
-        return [(low, (high - low) / self._depth) for low, high in zip(shallow, deep, strict=True)]
+    @property
+    def is_known(self) -> bool:
+        """Whether there was a step that was not a prompt's, without which nothing can be said."""
+        return self._num_ones > 0
 
     def seconds(self, depth: int) -> list[float]:
         """Times expected for steps of 1..MAX_ROWS rows."""
-        one, pace = self._one(depth), self._pace
-        return [pace * (one + scale * self._more(rows, depth, one)) for rows, scale in enumerate(self._scale)]
+        assert self.is_known
+        stretch = self._stretch(depth)
+        return [stretch * (self._one + scale * self._more(further)) for further, scale in enumerate(self._scale)]
 
-    def observe(self, rows: int, depth: int, seconds: float) -> None:
-        """Learn from a step that took `seconds`; more than MAX_ROWS rows teach nothing.
+    def observe(self, rows: int, depth: int, seconds: float, *, is_prompt: bool = False) -> None:
+        """Learn from a step: of a prompt, of one token, or of several, drafted ones or those of several requests.
 
-        A step of one row tells how fast the machine is now, so all times follow it. One of several never moves the time
-        of one row, or what drafts cost beyond expectation would be taken for a slower machine as long as they go on; it
-        tells what further rows cost, half of it for its own height and half for all.
+        One row tells how fast the machine is now. Several never move the time of one row, or what drafts cost beyond
+        expectation would be taken for a slower machine as long as they go on; they tell what further rows cost, half of
+        it for their own number and half for all.
         """
-        if rows > MAX_ROWS or not self.is_measured:
-            return
-        one = self._one(depth)
-        if rows == 1:
+        seconds /= self._stretch(depth)
+        if is_prompt:
+            self._observe_prompt(rows, seconds)
+        elif rows == 1 or not self.is_known:
             self._num_ones += 1
-            self._pace *= _surprise(seconds, self._pace * one) ** max(RATE, 1 / (1 + self._num_ones))
-        else:
-            self._num_several += 1
-            expected = self._scale[rows - 1] * self._more(rows - 1, depth, one)
-            surprise = _surprise(seconds / self._pace - one, expected)
-            half = surprise ** (max(RATE, 1 / (1 + self._num_several)) / 2)
-            self._scale = [scale * half for scale in self._scale]
-            self._scale[rows - 1] *= half
+            self._one = _learned(self._one, seconds / (1 + UNKNOWN_ROW * (rows - 1)), self._num_ones)
+        elif rows <= MAX_ROWS:
+            self._observe_several(rows - 1, seconds)
 
-    def _one(self, depth: int) -> float:
-        shallow, slope = self._measured[0]
-        return shallow + slope * depth
+    def _observe_prompt(self, rows: int, seconds: float) -> None:
+        if rows >= PROMPT_ROWS:
+            self._num_prompts += 1
+            row = max(seconds - self._one, 0.0) / (rows - 1)
+            self._prompt_row = _learned(self._prompt_row, max(row, LEAST_MORE * self._one), self._num_prompts)
 
-    def _more(self, further_rows: int, depth: int, one: float) -> float:
-        """What so many further rows take, as measured: something, whatever a noisy measurement says."""
-        shallow, slope = self._measured[further_rows]
-        return max(shallow + slope * depth - one, LEAST_MORE * further_rows * one)
+    def _observe_several(self, further: int, seconds: float) -> None:
+        self._num_several += 1
+        surprise = _surprise(seconds - self._one, self._scale[further] * self._more(further))
+        half = surprise ** (_rate(self._num_several) / 2)
+        self._scale = [scale * half for scale in self._scale]
+        self._scale[further] *= half
+
+    def _more(self, further: int) -> float:
+        """What so many further rows take, before drafts have shown it."""
+        row = self._prompt_row or UNKNOWN_ROW * self._one
+        return further * max(row * _PARTS[further], LEAST_MORE * self._one)
+
+    def _stretch(self, depth: int) -> float:
+        return 1 + self._depth_cost * depth
+
+
+def _learned(before: float, seconds: float, count: int) -> float:
+    """What is believed after the `count`th observation."""
+    return before * _surprise(seconds, before) ** _rate(count) if before else seconds
+
+
+def _rate(count: int) -> float:
+    return max(RATE, 1 / count)
 
 
 def _surprise(seconds: float, expected: float) -> float:
@@ -70,9 +87,13 @@ def _surprise(seconds: float, expected: float) -> float:
     return min(max(seconds / expected, 1 / LARGEST_SURPRISE), LARGEST_SURPRISE)
 
 
-def _all_rows(measured: list[float]) -> list[float]:
-    """Times of 1..MAX_ROWS rows, linear between those of MEASURED_ROWS."""
-    times = measured[:1]
-    for low, high, time, next_time in zip(MEASURED_ROWS, MEASURED_ROWS[1:], measured, measured[1:], strict=False):
-        times += [time + (next_time - time) * (rows - low) / (high - low) for rows in range(low + 1, high + 1)]
-    return times
+def _all_parts() -> list[float]:
+    """PARTS for 0..MAX_ROWS - 1 further rows, linear between."""
+    known = [(0, PARTS[1]), *PARTS.items()]
+    parts = [PARTS[1]]
+    for (low, before), (high, after) in pairwise(known):
+        parts += [before + (after - before) * (further - low) / (high - low) for further in range(low + 1, high + 1)]
+    return parts
+
+
+_PARTS = _all_parts()

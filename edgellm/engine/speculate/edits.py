@@ -12,11 +12,11 @@ from typing import NamedTuple
 from edgellm.engine.speculate.text import IndexedText
 
 LONGEST = 4  # tokens of an edit, on either side
-CERTAIN = 2  # tokens behind an edit that agree, before the copy counts as resumed; 1 where one token replaced one
+CERTAIN = 2  # tokens after an edit that agree, before the copy counts as resumed; 1 where one token replaced one
 
 
 class Cursor(NamedTuple):
-    """Where a copy stands in its source: it goes on at `place`, behind what is pending of a replacement."""
+    """Where a copy stands in its source: it goes on at `place`, after what is pending of a replacement."""
 
     place: int
     pending: tuple[int, ...] = ()
@@ -44,7 +44,7 @@ class Edits:
         self._edits: dict[int, Edit] = {}  # by the first token of what the source says
 
     def read(self, source: "array[int]", cursor: Cursor, count: int) -> tuple[list[int], Cursor]:
-        """The next `count` tokens of a copy, fewer where the source ends, and where it stands behind them."""
+        """The next `count` tokens of a copy, fewer where the source ends, and where it stands after them."""
         place, pending = cursor
         if not pending and not self._edits:
             tokens = source[place : place + count].tolist()
@@ -57,24 +57,26 @@ class Edits:
             elif place >= len(source):
                 break
             elif edit := self._at(source, place):
-                place, pending = place + len(edit.old), edit.new
+                place = place + len(edit.old)
+                pending = edit.new
             else:
                 tokens.append(source[place])
                 place += 1
         return tokens, Cursor(place, pending)
 
     def close(self, gap: Gap, text: "array[int]") -> Cursor | None:
-        """Where the copy goes on if the text has come back to its source behind a gap, which then is an edit."""
-        source, written = gap.source.tokens, text[gap.start :]
+        """Where the copy goes on if the text has come back to its source after a gap, which then is an edit."""
+        source = gap.source.tokens
+        written = text[gap.start :]
         for num_new in range(min(len(written), LONGEST + 1)):
-            behind = len(written) - num_new
+            after = len(written) - num_new
             for num_old in (num_new, *(count for count in range(LONGEST + 1) if count != num_new)):
                 place = gap.place + num_old
-                if behind < CERTAIN and not num_old == num_new == 1:
+                if after < CERTAIN and not num_old == num_new == 1:
                     continue
-                if source[place : place + behind] == written[num_new:]:
+                if source[place : place + after] == written[num_new:]:
                     self.learn(source[gap.place : place], written[:num_new])
-                    return Cursor(place + behind)
+                    return Cursor(place + after)
         return None
 
     def learn(self, old: Sequence[int], new: Sequence[int]) -> None:

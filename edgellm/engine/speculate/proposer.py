@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from edgellm.engine.speculate.edits import Cursor, Edits, Gap, is_hopeless
-from edgellm.engine.speculate.text import IndexedText, SessionTexts, common_prefix, longest_match
+from edgellm.engine.speculate.text import IndexedText, SessionTexts, longest_match
+from edgellm.memory.tree import common_prefix
 
 NO_CHANCE = 8  # tokens of agreement that are no chance, but a copy
 PROMPT_END = 64  # tokens of a prompt that may be a copy already begun, whose edits are then known
-GUESS = 3  # what agreement it is worth that a copy may go on behind a token that differs
+GUESS = 3  # what agreement it is worth that a copy may go on after a token that differs
 
 
 class Proposer(Protocol):
@@ -18,7 +19,7 @@ class Proposer(Protocol):
     def match(self) -> int:
         """What a proposal would rest on: tokens of agreement between the text's end and its source; 0 for no proposal.
 
-        Tokens behind like matches are expected to be right as often, and the next token of a proposal to have a match
+        Tokens after like matches are expected to be right as often, and the next token of a proposal to have a match
         of one more. All from MAX_MATCH on are alike, so a model says MAX_MATCH.
         """
 
@@ -29,8 +30,14 @@ class Proposer(Protocol):
     def extend(self, tokens: Sequence[int]) -> None:
         """The text goes on with `tokens`: first the prompt, then the answer as it comes."""
 
+    def ask(self, limit: int) -> None:
+        """`propose` will be asked for so many tokens. What takes time is computed before, for all requests together."""
+
     def propose(self, limit: int) -> list[int]:
         """At most `limit` tokens that may come next."""
+
+    def close(self) -> None:
+        """The text is over."""
 
 
 class LookupProposer:
@@ -38,13 +45,13 @@ class LookupProposer:
 
     After prompt lookup (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding), decoding with a suffix automaton
     (Hu et al. 2024, arXiv 2411.10666) and suffix decoding (Oliaro et al. 2024, arXiv 2411.04975). A long agreement is a
-    copy, which is followed through edits, behind which a search would find nothing.
+    copy, which is followed through edits, after which a search would find nothing.
     """
 
     seconds = 0.0
 
     def __init__(self, session: SessionTexts | None = None) -> None:
-        """Knows the texts of `session` as they are now; `text` enters it when the engine adds it at the end."""
+        """Knows the texts of `session` as they are now; `text` enters it in the end."""
         self.text = IndexedText()
         self.match = 0
         self._source, self._cursor = self.text, Cursor(0)  # the match ends before the cursor
@@ -59,7 +66,7 @@ class LookupProposer:
             self._leave(tokens[:-PROMPT_END])
             tokens = tokens[-PROMPT_END:]
         elif len(tokens) == 1 and not self.match and self._gap is None:
-            # So is most of a free text, where every call counts: behind a step none of its code is in a cache
+            # So is most of a free text, where every call counts: after a step none of its code is in a cache
             self.text.extend(tokens)
             if self.text.earlier[-1] or self._past:
                 self._search()
@@ -75,9 +82,17 @@ class LookupProposer:
                 self._leave(piece[:1])
             done += right or 1
 
+    def ask(self, limit: int) -> None:
+        """Nothing needs computing before."""
+
     def propose(self, limit: int) -> list[int]:
         """What followed; where that is the end of the text itself, it goes round."""
         return self._read(limit)[0] if self.match else []
+
+    def close(self) -> None:
+        """Other requests may propose from the text from now on."""
+        if self._session is not None:
+            self._session.add(self.text)
 
     def _keep_on(self, tokens: Sequence[int]) -> None:
         """The text goes on as proposed."""
@@ -141,4 +156,6 @@ class LookupProposer:
             self._session.use(source)
             self._past.remove(source)
             self._past.insert(0, source)
-        self.match, self._source, self._cursor = length, source, cursor
+        self.match = length
+        self._source = source
+        self._cursor = cursor

@@ -3,7 +3,7 @@
 The index is a hash chain as in deflate (RFC 1951, section 4), of pairs of tokens: the last place of every pair, and for
 every place the one before it with the same pair. A chain's places are compared backwards, and the longest agreement
 wins. That finds what n-gram lookup finds for every n from 2 on at once, and what a suffix automaton finds (Hu et al.
-2024, arXiv 2411.10666). An index of single tokens finds more, of which too little is right to be worth a search behind
+2024, arXiv 2411.10666). An index of single tokens finds more, of which too little is right to be worth a search after
 every token, and long chains hide the right place. Next tokens that were right of those proposed (SmolLM2's tokens):
 
     textwrap.py of Python 3.11, 4,848            pairs 1,041 of 2,154    single tokens 1,404 of 3,978
@@ -47,7 +47,8 @@ class IndexedText:
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Add tokens, 0.25 us each."""
-        last, earlier = self.last, self.earlier
+        last = self.last
+        earlier = self.earlier
         before = self.tokens[-1] if self.tokens else NO_TOKEN
         for place, token in enumerate(tokens, len(self) + 1):
             pair = before << 32 | token
@@ -69,31 +70,31 @@ def longest_match(end: IndexedText, texts: Iterable[IndexedText], above: int = 0
     """The longest end of `end` that stood in `texts` before and is longer than `above` tokens; of equals the first
     text's, and the last in it. Looks at LOOKS places, text after text, each from its end.
     """
-    found, length, looks = None, above, LOOKS
-    there, most = end.tokens, min(len(end), MAX_MATCH)
+    found = None
+    length = above
+    looks = LOOKS
+    there = end.tokens
+    most = min(len(end), MAX_MATCH)
     if len(there) < MIN_MATCH:
         return None
     pair = there[-2] << 32 | there[-1]
     for text in texts:
-        here, earlier = text.tokens, text.earlier
+        here = text.tokens
+        earlier = text.earlier
         place = earlier[-1] if text is end else text.last.get(pair, 0)
         while place and looks and length < most:
             looks -= 1
             # Where the token that would make it longer differs, nothing else needs comparing.
             if length < place < len(here) and here[place - 1 - length] == there[-1 - length]:
-                limit, agree = min(place, most), MIN_MATCH
+                limit = min(place, most)
+                agree = MIN_MATCH
                 while agree < limit and here[place - 1 - agree] == there[-1 - agree]:
                     agree += 1
                 if agree > length:
-                    length, found = agree, Match(agree, text, place)
+                    length = agree
+                    found = Match(agree, text, place)
             place = earlier[place - 1]
     return found
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens with which both begin."""
-    shorter = min(len(a), len(b))
-    return next((at for at in range(shorter) if a[at] != b[at]), shorter)
 
 
 class SessionTexts:

@@ -31,7 +31,7 @@ def backend() -> str:
 @pytest.fixture
 def model(path: Path, backend: str, _session_home: None) -> Iterator[Model]:
     """For one test; at its end all memory must be free, and the books balance."""
-    with edgellm.load(path, backend=backend, threads=2, context=CONTEXT) as model:
+    with edgellm.load(path, device=backend, threads=2, context=CONTEXT) as model:
         free = model.num_free_blocks
         yield model
         assert model.num_free_blocks == free, "somebody still holds memory"

@@ -43,7 +43,7 @@ class Given:
 
     pieces: list[Piece]
     text: str
-    ids: list[int]
+    token_ids: list[int]
     finish_reason: FinishReason | None
     num_dropped: int
 
@@ -84,7 +84,7 @@ def _random_request(rng: random.Random, bases: list[list[int]]) -> Asked:
 
 
 def given(stream: Stream, pieces: list[Piece]) -> Given:
-    return Given(pieces, stream.text, stream.ids, stream.finish_reason, stream.usage.num_dropped_tokens)
+    return Given(pieces, stream.text, stream.token_ids, stream.finish_reason, stream.usage.num_dropped_tokens)
 
 
 def answer(model: Model, asked: Asked) -> Given:
@@ -148,4 +148,4 @@ def assert_equal(requests: Sequence[Asked], together: Sequence[Given], alone: Se
             assert mine == whole, asked
         else:
             assert mine.pieces == whole.pieces[: asked.cancel_after], asked
-            assert mine.ids[: len(whole.ids)] == whole.ids[: len(mine.ids)], asked
+            assert mine.token_ids[: len(whole.token_ids)] == whole.token_ids[: len(mine.token_ids)], asked

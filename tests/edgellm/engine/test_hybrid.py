@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,8 +105,8 @@ def test_a_thousand_requests_together_equal_each_alone(path: Path, alone: list[G
 def test_the_naive_backend_gives_the_same_alone_and_together(path: Path) -> None:
     for begin in range(0, NAIVE_REQUESTS, 20):
         requests = REQUESTS[begin : begin + 20]
-        together = run_together(path, requests, backend="naive")
-        assert_equal(requests, together, answers_alone(path, requests, backend="naive"))
+        together = run_together(path, requests, device="naive")
+        assert_equal(requests, together, answers_alone(path, requests, device="naive"))
 
 
 def test_threads_do_not_change_a_bit(path: Path, alone: list[Given]) -> None:
@@ -220,38 +221,38 @@ def test_shifting_is_refused(model: Model) -> None:
 
 def test_the_same_prompt_again_costs_one_token_and_an_answer_is_gone_on_from(model: Model, steps: list[Step]) -> None:
     fresh = model.generate(TEXT, GREEDY)
-    ids = [piece.id for piece in fresh]
+    ids = [piece.token_id for piece in fresh]
     del steps[:]
     again = model.generate(TEXT, GREEDY)
-    assert [piece.id for piece in again] == ids
+    assert [piece.token_id for piece in again] == ids
     assert again.cache_report is not None and again.cache_report.reason == "hit"
     assert again.usage.num_cached_tokens == len(TEXT) - 1 and [len(rows.tokens) for rows in steps[0]] == [1]
     conversation = [*TEXT, *ids, 9, 10, 11]
     following = model.generate(conversation, GREEDY)
-    text = [piece.id for piece in following]
+    text = [piece.token_id for piece in following]
     assert following.usage.num_cached_tokens == len(TEXT) + len(ids) - 1
     model.engine.prefixes.forget()
-    assert [piece.id for piece in model.generate(conversation, GREEDY)] == text
+    assert [piece.token_id for piece in model.generate(conversation, GREEDY)] == text
 
 
 def test_without_a_state_a_known_text_is_computed_again_and_the_report_says_so(model: Model) -> None:
-    ids = [piece.id for piece in model.generate(TEXT, GREEDY)]
+    ids = [piece.token_id for piece in model.generate(TEXT, GREEDY)]
     while model.engine._cache.slots.evict():
         pass
     again = model.generate(TEXT, GREEDY)
-    assert [piece.id for piece in again] == ids and again.usage.num_cached_tokens == 0
+    assert [piece.token_id for piece in again] == ids and again.usage.num_cached_tokens == 0
     assert again.cache_report is not None and again.cache_report.reason == "no state"
     assert "no state" in model.explain(again.cache_report)
 
 
 def test_without_a_place_in_the_window_a_text_resumes_earlier(model: Model) -> None:
     long = model.generate(TEXT, GREEDY)
-    ids = [piece.id for piece in long]
+    ids = [piece.token_id for piece in long]
     [window] = model.engine._cache.windows
     while window.pool.evict():
         pass
     again = model.generate(TEXT, GREEDY)
-    assert [piece.id for piece in again] == ids
+    assert [piece.token_id for piece in again] == ids
     assert again.cache_report is not None and again.cache_report.reason == "no state"
 
 
@@ -259,24 +260,24 @@ def test_long_texts_resume_within_a_prompt_from_a_state_of_the_interval(model: M
     """Which take no more memory than the blocks between them."""
     interval = model.engine._cache.layout.state_interval
     assert interval < 100, "else this says nothing"
-    expected = [[piece.id for piece in model.generate([*TEXT[:140], last], GREEDY)] for last in (3, 4)]
+    expected = [[piece.token_id for piece in model.generate([*TEXT[:140], last], GREEDY)] for last in (3, 4)]
     model.engine.prefixes.forget()
     list(model.generate([*TEXT[:140], 3], GREEDY))
     other = model.generate([*TEXT[:120], *TEXT[:20]], GREEDY)
     list(other)
     assert other.usage.num_cached_tokens == 120 // interval * interval
-    assert [piece.id for piece in model.generate([*TEXT[:140], 4], GREEDY)] == expected[1]
+    assert [piece.token_id for piece in model.generate([*TEXT[:140], 4], GREEDY)] == expected[1]
 
 
 def test_answers_to_one_prompt_compute_it_once(model: Model, steps: list[Step]) -> None:
     params = replace(GREEDY, temperature=1.0, seed=3)
     streams = model.generate_n(TEXT, params, 4)
-    ids = [[piece.id for piece in stream] for stream in streams]
+    ids = [[piece.token_id for piece in stream] for stream in streams]
     computed = sum(len(rows.tokens) for step in steps for rows in step)
     assert computed == len(TEXT) - 1 + 4 * params.max_tokens  # type: ignore[operator]
     for number in range(4):
         model.engine.prefixes.forget()
-        assert [piece.id for piece in model.generate(TEXT, replace(params, seed=3 + number))] == ids[number]
+        assert [piece.token_id for piece in model.generate(TEXT, replace(params, seed=3 + number))] == ids[number]
 
 
 def test_a_long_text_holds_no_more_of_a_window_than_it_shows(
@@ -292,23 +293,23 @@ def test_a_long_text_holds_no_more_of_a_window_than_it_shows(
     before_steps(monkeypatch, lambda batch: held.append(pools[-1].size - pools[-1].num_free))
     with edgellm.load(path, threads=1, context=CONTEXT) as model:
         pools.append(model.engine._cache.windows[0].pool)
-        expected = [[piece.id for piece in model.generate(prompt, GREEDY)] for prompt in prompts]
+        expected = [[piece.token_id for piece in model.generate(prompt, GREEDY)] for prompt in prompts]
     assert max(held) <= most < -(-len(TEXT) // KV_BLOCK) + 1
     sizes.update({"places": most})
     with edgellm.load(path, threads=1, context=CONTEXT) as model:
         pools.append(model.engine._cache.windows[0].pool)
         streams = [model.generate(prompt, GREEDY) for prompt in prompts]
-        assert [[piece.id for piece in stream] for stream in streams] == expected
+        assert [[piece.token_id for piece in stream] for stream in streams] == expected
         model.check_integrity()
 
 
 def test_a_restart_finds_blocks_and_states(path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "prefixes"
-    with edgellm.load(path, threads=1, prefix_cache=folder) as model:
-        ids = [piece.id for piece in model.generate(TEXT, GREEDY)]
-    with edgellm.load(path, threads=2, prefix_cache=folder) as model:
+    with edgellm.load(path, threads=1, prefix_cache_dir=folder) as model:
+        ids = [piece.token_id for piece in model.generate(TEXT, GREEDY)]
+    with edgellm.load(path, threads=2, prefix_cache_dir=folder) as model:
         again = model.generate(TEXT, GREEDY)
-        assert [piece.id for piece in again] == ids
+        assert [piece.token_id for piece in again] == ids
         assert again.cache_report is not None
         assert (again.cache_report.from_disk, again.cache_report.reason) == (len(TEXT) - 1, "hit")
         model.check_integrity()
@@ -327,11 +328,11 @@ def test_a_draft_model_never_changes_a_text(path: Path, tmp_path: Path, which: s
     params = replace(params, max_tokens=40, speculation="on")
     prompts = (TEXT[:70], TEXT[:3], TEXT[:70])
     with edgellm.load(model_path, threads=2) as model:
-        expected = [[piece.id for piece in model.generate(prompt, params)] for prompt in prompts]
+        expected = [[piece.token_id for piece in model.generate(prompt, params)] for prompt in prompts]
     with edgellm.load(model_path, threads=2, draft=draft) as model:
         for prompt, ids in zip(prompts, expected, strict=True):
             stream = model.generate(prompt, params)
-            assert [piece.id for piece in stream] == ids
+            assert [piece.token_id for piece in stream] == ids
             assert stream.usage.num_drafted_tokens > 0
         model.check_integrity()
 
@@ -339,13 +340,13 @@ def test_a_draft_model_never_changes_a_text(path: Path, tmp_path: Path, which: s
 def test_a_hybrid_drafts_on_from_the_text_and_not_from_its_begin(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state before a draft is kept, to which it goes back."""
     computed: list[int] = []
-    step = DraftModel._step
+    catch_up = DraftModel._catch_up
 
-    def counting(self: DraftModel, tokens: list[int], **options: bool) -> int:
-        computed.append(len(tokens))
-        return step(self, tokens, **options)
+    def counting(self: DraftModel, *arguments: Any) -> int:
+        computed.append(catch_up(self, *arguments))
+        return computed[-1]
 
-    monkeypatch.setattr(DraftModel, "_step", counting)
+    monkeypatch.setattr(DraftModel, "_catch_up", counting)
     with edgellm.load(path, threads=2, draft=make_other(path)) as model:
         stream = model.generate(TEXT, replace(GREEDY, max_tokens=30, speculation="on"))
         list(stream)
@@ -360,10 +361,10 @@ def make_other(path: Path) -> Path:
 def test_probes_see_what_there_is(model: Model) -> None:
     seen: list[Observation] = []
     params = replace(GREEDY, logit_bias={})
-    plain = [piece.id for piece in model.generate(TEXT, params)]
+    plain = [piece.token_id for piece in model.generate(TEXT, params)]
     model.engine.prefixes.forget()
     probe = Probe(seen.append, logits=True, hidden=range(5), attention=[(0, 1), (3, 0)], timings=True)
-    assert [piece.id for piece in model.generate(TEXT, params, probe=probe)] == plain
+    assert [piece.token_id for piece in model.generate(TEXT, params, probe=probe)] == plain
     exact = model.logits([*TEXT, *plain])
     for one in seen:
         last = one.first_position + len(one.tokens) - 1
@@ -381,23 +382,22 @@ def test_probes_see_what_there_is(model: Model) -> None:
 
 
 def test_a_profile_and_logits_beside_a_request_leave_it_as_it_is(model: Model) -> None:
-    expected = [piece.id for piece in model.generate(TEXT, GREEDY)]
+    expected = [piece.token_id for piece in model.generate(TEXT, GREEDY)]
     model.engine.prefixes.forget()
     logits = model.logits(TEXT)
     with model.generate(TEXT, GREEDY) as stream:
-        ids = [next(stream).id for _ in range(3)]
+        ids = [next(stream).token_id for _ in range(3)]
         assert np.array_equal(model.logits(TEXT), logits)
         assert {"short_convolution", "linear_attention"} <= {kind.name for kind in model.profile(4, 100)}
-        ids += [piece.id for piece in stream]
+        ids += [piece.token_id for piece in stream]
     assert ids == expected
 
 
-def test_speculation_that_measures_steps_changes_nothing(model: Model) -> None:
-    """It computes on a sequence of its own, behind tokens that never were."""
+def test_speculation_that_learns_its_costs_changes_nothing(model: Model) -> None:
     prompt = TEXT[:10] * 8
     expected = list(model.generate(prompt, replace(GREEDY, max_tokens=40)))
     assert list(model.generate(prompt, replace(GREEDY, max_tokens=40, speculation="auto"))) == expected
-    assert model.engine.costs.is_measured
+    assert model.engine.costs.is_known
 
 
 def test_a_network_says_whether_it_is_recurrent(model: Model, tmp_path: Path) -> None:

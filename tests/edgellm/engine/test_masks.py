@@ -44,7 +44,7 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def model(model: Model) -> Model:
     """One whose threads leave a processor, as it were."""
-    model.engine.leaves_a_processor = True
+    model._input._masks_beside_steps = True
     return model
 
 
@@ -67,7 +67,7 @@ def test_cheap_masks_are_written_by_the_reader_s_own_thread(model: Model, monkey
 
 
 def test_so_are_all_where_no_processor_is_left(model: Model, writers: list[str]) -> None:
-    model.engine.leaves_a_processor = False
+    model._input._masks_beside_steps = False
     list(model.generate([5, 80], SamplingParams(constraint=LETTERS)))
     assert set(writers) == {threading.current_thread().name}
 
@@ -86,7 +86,7 @@ def test_an_error_beside_the_step_ends_its_own_request_only(
     model: Model, writers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
-        if len(bad.ids) == 3:
+        if len(bad.token_ids) == 3:
             raise GrammarError("too much work; write it more simply")
 
     before_masks(monkeypatch, fail)
@@ -95,7 +95,7 @@ def test_an_error_beside_the_step_ends_its_own_request_only(
     assert len(list(other)) == 12, "whoever drives"
     with pytest.raises(GrammarError):
         list(bad)
-    assert len(bad.ids) == 3
+    assert len(bad.token_ids) == 3
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
@@ -139,10 +139,10 @@ def test_a_matcher_is_never_in_two_threads(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(masks, "HANDOVER", 0.0)
     its = masks.Masks(Slow(), 100, beside=True)  # type: ignore[arg-type]
     with ThreadPoolExecutor(2) as pool:
-        its.prepare([])
+        its.prepare(0, [])
         assert its.start(pool) and begun.wait(20)
         monkeypatch.setattr(masks, "HANDOVER", 10.0)
-        again = pool.submit(its.prepare, [])  # as behind an interrupted step
+        again = pool.submit(its.prepare, 0, [])  # as behind an interrupted step
         with pytest.raises(TimeoutError):
             again.result(0.05)
         go_on.set()

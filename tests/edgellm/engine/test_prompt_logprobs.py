@@ -97,9 +97,9 @@ def test_another_waits_for_such_a_prompt_but_it_waits_for_none(model: Model, ste
 @pytest.mark.parametrize("blocks", [6, 7, 11])
 def test_they_are_the_same_where_memory_is_taken_back(path: Path, backend: str, blocks: int) -> None:
     """What a prompt loses is computed again, and nothing is there twice."""
-    with edgellm.load(path, backend=backend, threads=1) as model:
+    with edgellm.load(path, device=backend, threads=1) as model:
         nbytes = blocks * model.block_bytes
-    with edgellm.load(path, backend=backend, threads=2, context=CONTEXT, kv_memory=nbytes) as model:
+    with edgellm.load(path, device=backend, threads=2, context=CONTEXT, kv_memory=nbytes) as model:
         prompts = [[5 + number, *TEXT[:150]] for number in range(5 if backend == "cpu" else 2)]
         streams = [model.generate(prompt, PARAMS, priority=number % 2) for number, prompt in enumerate(prompts)]
         for stream in streams:
@@ -145,7 +145,7 @@ def test_forced_tokens_of_the_answer_are_not_the_prompts(model: Model) -> None:
     stream = model.generate(TEXT[:50], replace(PARAMS, constraint=Regex("the on[ab]")))
     list(stream)
     assert stream.prompt_logprobs == expected(model, TEXT[:50])
-    assert len(stream.logprobs) == len(stream.ids)
+    assert len(stream.logprobs) == len(stream.token_ids)
 
 
 @on_both_backends

@@ -212,7 +212,7 @@ def test_a_stream_may_be_collected_while_a_lock_is_held(model: Model, lock: str)
     free = model.num_free_blocks
     streams = [model.generate(PROMPT, FOREVER)]
     next(streams[0])
-    held = model.engine._changed if lock == "engine" else model.engine.session._lock
+    held = model._driver._changed if lock == "engine" else model._input.session._lock
 
     def collect() -> None:
         with held:

@@ -205,7 +205,7 @@ def test_generating_equals_teacher_forcing(model: Model) -> None:
     ids = list(PROMPT)
     for _ in range(8):
         ids.append(int(np.argmax(model.logits(ids)[-1])))
-    assert [piece.id for piece in answer(model, PROMPT, replace(PARAMS, max_tokens=8))] == ids[len(PROMPT) :]
+    assert [piece.token_id for piece in answer(model, PROMPT, replace(PARAMS, max_tokens=8))] == ids[len(PROMPT) :]
 
 
 def test_requests_together_equal_each_alone(model: Model, path: Path) -> None:

@@ -16,6 +16,14 @@ def times(per_row: float, plain: float = 2e-3) -> Times:
 SMALL_MODEL = times(0.04)
 
 
+def teach(costs: CostModel, true: Times, count: int = 100) -> None:
+    """Steps of all sizes, many times: then the costs are the true ones."""
+    for _ in range(count):
+        costs.observe(1, 0, true(1, 0))
+        for rows in range(2, MAX_DRAFT + 2):
+            costs.observe(rows, 0, true(rows, 0))
+
+
 @dataclass
 class Replay:
     speedup: float  # over plain decoding
@@ -31,18 +39,22 @@ def replay(
     proposers: Sequence[Proposer] | None = None,
     mode: Mode = "auto",
     true: Times = SMALL_MODEL,
-    believed: Times | None = None,
+    before: Times | None = None,
 ) -> Replay:
-    """Decode the answer; `believed` are the times measured at the start, where they differ from the true ones."""
+    """Decode the answer. The costs are learned from it alone, or from many drafts `before` with these times."""
     proposers = [LookupProposer()] if proposers is None else proposers
-    costs = CostModel(believed or true, depth=1000)
+    costs = CostModel(1 / 8000)  # what times() adds with depth
+    if before is not None:
+        teach(costs, before)
     controller = Controller(proposers, costs, mode)
     controller.update(prompt)
+    costs.observe(len(prompt), 0, true(len(prompt), 0), is_prompt=True)
     controller.update(answer[:1])
     done, seconds, result = 1, 0.0, Replay(0.0, 0, 0, 0)
     while done < len(answer):
         depth, limit = len(prompt) + done - 1, len(answer) - done - 1
-        draft = controller.draft(limit)
+        controller.choose(limit)
+        draft = controller.draft()
         assert len(draft) <= min(limit, MAX_DRAFT)
         right = 0
         while right < len(draft) and draft[right] == answer[done + right]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgellm.threads import available_processors
+from edgellm.processors import available_processors
 
 Machine = Callable[..., Path]
 

@@ -6,10 +6,10 @@ import json
 from edgellm.kernels.kv_formats.kv_format import KVFormat
 from edgellm.packed.read import PackedModel
 
-IDENTITY_BYTES = 32
+FINGERPRINT_BYTES = 32
 
 
-def identity(packed: PackedModel, kv_format: KVFormat, backend: str = "cpu") -> bytes:
+def fingerprint(packed: PackedModel, kv_format: KVFormat, backend: str = "cpu") -> bytes:
     """Of the packed file's header, which names its source by hash, the KV format, and who computes them: what is cached
     must be what would be computed, to the bit.
     """
@@ -18,4 +18,4 @@ def identity(packed: PackedModel, kv_format: KVFormat, backend: str = "cpu") -> 
     named["kv"] = kv_format.meaning
     if backend != "cpu":
         named["backend"] = backend
-    return hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=IDENTITY_BYTES).digest()
+    return hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=FINGERPRINT_BYTES).digest()
