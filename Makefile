@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 
 demo: $(BIN)/edgellm
 	$(BIN)/edgellm pull smollm2-135m-instruct
-	$(BIN)/edgellm run smollm2-135m-instruct -p "What is the capital of France?" --timings
+	$(BIN)/edgellm run smollm2-135m-instruct "What is the capital of France?" --timings
 	@echo "Go on chatting with:  $(BIN)/edgellm chat"
 
 # mypy cannot follow the mapping of folders to packages, so it checks a plain installed copy.

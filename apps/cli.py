@@ -56,20 +56,25 @@ def _run(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="edgellm", description="Language models on this machine.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"edgellm {edgellm.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = next((word for word in argv if not word.startswith("-")), None)
-    command: Command | None = None
-    for name, summary in SUMMARIES.items():
-        subparser = subparsers.add_parser(
-            name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
-        )
-        if name == chosen:
-            command = _command(name)
-            command.add_arguments(subparser)
-    args = parser.parse_args(argv)
-    assert command is not None, args.command  # argparse has ended all other cases
-    status = command.main(args)
+    parsers = {
+        name: subparsers.add_parser(name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False)
+        for name, summary in SUMMARIES.items()
+    }
+    if not argv or argv[0] not in parsers:
+        parser.parse_args(argv)  # which ends here: with help, the version, or what is wrong
+    command = _command(argv[0])
+    command.add_arguments(parsers[argv[0]])
+    status = command.main(_parse(parsers[argv[0]], argv[1:]))
     sys.stdout.flush()
     return status
+
+
+def _parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Options and other arguments in any order, unless a further command is among them."""
+    try:
+        return parser.parse_intermixed_args(argv)
+    except TypeError:  # there are further commands
+        return parser.parse_args(argv)
 
 
 def _command(name: str) -> Command:

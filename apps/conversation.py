@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from edgellm import Model, SamplingParams
-from edgellm.apps.answer import filled_context, summary
+from edgellm.apps.summary import filled_context, summary
 from edgellm.apps.terminal import INTERRUPTED, interrupt_closes, note, one_line, write_text
 from edgellm.errors import ContextLengthError, EdgeLLMError
 
@@ -24,7 +24,10 @@ class Conversation:
     """Messages so far, and the model that answers. A question that failed is not kept, so that one can go on."""
 
     def __init__(self, model: Model, params: SamplingParams, system: str | None, *, timings: bool) -> None:
-        self._model, self._params, self._system, self._timings = model, params, system, timings
+        self._model = model
+        self._params = params
+        self._system = system
+        self._timings = timings
         self._messages: list[dict[str, str]] = []
         self.exit_code = 0  # of the last error or interruption
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import edgellm
-from edgellm.apps.kept import prefix_folder
+from edgellm.apps.prefixes import prefix_folder
 from edgellm.apps.terminal import StatusLine, one_line
+from edgellm.errors import CacheFolderError
 from edgellm.kernels import jit
 from edgellm.kernels.objects import prebuilt_folder
 from edgellm.load import find_model
-from edgellm.memory.disk.folder import CacheFolderError
 from edgellm.store import cache_folder
 
 
@@ -39,12 +39,13 @@ def load(path: Path, args: Namespace, **options: Any) -> edgellm.Model:
 
 def load_with_reuse(args: Namespace) -> edgellm.Model:
     """The model that a command is to run, with a draft model and the prefixes on disk, as its options say."""
-    path, draft = find(args.model), None if args.draft is None else find(args.draft)
+    path = find(args.model)
+    draft = None if args.draft is None else find(args.draft)
     options = {"context": args.context, "draft": draft}
     if args.no_prefix_cache:
         return load(path, args, **options)
     try:
-        return load(path, args, prefix_cache=prefix_folder(), **options)
+        return load(path, args, prefix_cache_dir=prefix_folder(), **options)
     except CacheFolderError as error:  # which is no reason to give no answer
         sys.stderr.write(f"edgellm: prefixes are not kept: {one_line(str(error))}, or say --no-prefix-cache\n")
         return load(path, args, **options)

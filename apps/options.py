@@ -1,14 +1,16 @@
 """Options that several commands share. argparse only reads them; what makes no sense is refused where it is used."""
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ActionsContainer
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from dataclasses import fields
 
 from edgellm import SamplingParams
 from edgellm.engine.constrain import Constraint
-from edgellm.engine.params import CONTEXT_POLICIES, SPECULATION
+from edgellm.engine.params import CONTEXT_POLICIES, NUMBERS, SPECULATION, is_whole
 from edgellm.errors import OptionError
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.quants import quants
 
+NOT_TYPED = ("logprobs", "prompt_logprobs")  # options whose results the commands do not show
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 MODEL_HELP = "name of a model (see `edgellm models`), a packed file, or a GGUF file"
 
@@ -52,34 +54,26 @@ def add_layout(parser: ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: ArgumentParser) -> None:
+    """The options of SamplingParams. Those that are numbers are said there, meanings included."""
     group = parser.add_argument_group("generation")
-    group.add_argument("-n", "--max-tokens", type=int, metavar="N", help="most tokens of an answer")
-    _add_number(group, "--temperature", "0 always takes the most likely token", 0.0)
-    group.add_argument("--top-k", type=int, default=0, metavar="K", help="choose among the K likeliest (default: all)")
-    _add_number(group, "--typical-p", "choose among the most typical that reach this probability together", 1.0)
-    _add_number(group, "--top-p", "choose among the likeliest that reach this probability together", 1.0)
-    _add_number(group, "--min-p", "choose among those at least so likely as this part of the likeliest", 0.0)
-    _add_number(group, "--xtc-threshold", "XTC excludes tokens so likely, but for the least likely of them", 0.1)
-    _add_number(group, "--xtc-probability", "how often XTC does", 0.0)
-    _add_number(group, "--repetition-penalty", "above 1 avoids tokens of prompt and answer", 1.0)
-    _add_number(group, "--presence-penalty", "above 0 avoids tokens of the answer", 0.0)
-    _add_number(group, "--frequency-penalty", "above 0 avoids them by how often they came", 0.0)
-    _add_last_n(group, "--penalty-last-n", "penalties look at the last N tokens")
-    _add_number(group, "--dry-multiplier", "DRY: above 0 avoids tokens that continue a repetition", 0.0)
-    _add_number(group, "--dry-base", "DRY: by so much more for every token that it is longer", 1.75)
-    group.add_argument(
-        "--dry-allowed-length", type=int, default=2, metavar="N", help="DRY: shorter ones may go on (default: 2)"
-    )
-    _add_last_n(group, "--dry-penalty-last-n", "DRY looks at the last N tokens")
+    for number in NUMBERS:
+        if number.name not in NOT_TYPED:
+            whole = is_whole(number)
+            default = number.default
+            names = ["-n"] if number.name == "max_tokens" else []
+            group.add_argument(
+                *names, f"--{number.name.replace('_', '-')}", type=int if whole else float, default=default,
+                metavar="N" if whole else "X",
+                help=number.metadata["meaning"] + ("" if default is None else f" (default: {default:g})"),
+            )  # fmt: skip
+    group.add_argument("--ignore-eos", action="store_true", help="go on after the model's own end tokens")
     group.add_argument(
         "--dry-sequence-breaker",
         action="append",
+        dest="dry_sequence_breakers",
         metavar="TEXT",
         help="DRY: repetitions end at this text; repeatable (default: line break, colon, double quote, asterisk)",
     )
-    group.add_argument("--mirostat", type=int, default=0, metavar="N", help="2: Mirostat 2.0 (default: 0, off)")
-    _add_number(group, "--mirostat-tau", "the surprise in bits that Mirostat aims at", 5.0)
-    _add_number(group, "--mirostat-eta", "how quickly Mirostat adapts", 0.1)
     group.add_argument(
         "--sampler-order",
         type=comma_separated,
@@ -87,17 +81,22 @@ def add_sampling_options(parser: ArgumentParser) -> None:
         metavar="NAMES",
         help=f"samplers in order, those left out are off (default: {','.join(SamplingParams.sampler_order)})",
     )
-    group.add_argument("--seed", type=int, metavar="S", help="makes chance repeatable")
     group.add_argument(
         "--logit-bias",
         type=_bias,
         action="append",
         default=[],
         metavar="ID=BIAS",
-        help="make a token likelier; repeatable",
+        help="added to the logit of a token; repeatable",
     )
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
     group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; repeatable"
+        "--stop-token-id",
+        action="append",
+        dest="stop_token_ids",
+        type=int,
+        metavar="ID",
+        help="end the answer with this token; repeatable",
     )
     group.add_argument(
         "--speculation",
@@ -109,45 +108,15 @@ def add_sampling_options(parser: ArgumentParser) -> None:
         "--context-policy",
         choices=CONTEXT_POLICIES,
         default=SamplingParams.context_policy,
-        help="what does not fit the context is refused, cut short, or makes older text leave (default: %(default)s)",
-    )
-    group.add_argument(
-        "--context-keep", type=int, default=0, metavar="N", help="shift: the first N tokens stay (default: 0)"
+        help="when the context is full: refuse (error), stop, or drop the oldest tokens (shift) (default: %(default)s)",
     )
 
 
 def sampling_params(args: Namespace, constraint: Constraint | None = None) -> SamplingParams:
     """Errors: OptionError."""
-    return SamplingParams(
-        max_tokens=args.max_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        typical_p=args.typical_p,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        xtc_threshold=args.xtc_threshold,
-        xtc_probability=args.xtc_probability,
-        repetition_penalty=args.repetition_penalty,
-        presence_penalty=args.presence_penalty,
-        frequency_penalty=args.frequency_penalty,
-        penalty_last_n=args.penalty_last_n,
-        dry_multiplier=args.dry_multiplier,
-        dry_base=args.dry_base,
-        dry_allowed_length=args.dry_allowed_length,
-        dry_penalty_last_n=args.dry_penalty_last_n,
-        dry_sequence_breakers=tuple(args.dry_sequence_breaker or SamplingParams.dry_sequence_breakers),
-        mirostat=args.mirostat,
-        mirostat_tau=args.mirostat_tau,
-        mirostat_eta=args.mirostat_eta,
-        sampler_order=args.sampler_order,
-        seed=args.seed,
-        logit_bias=dict(args.logit_bias),
-        stop=tuple(args.stop),
-        constraint=constraint,
-        speculation=args.speculation,
-        context_policy=args.context_policy,
-        context_keep=args.context_keep,
-    )
+    given = vars(args)
+    options = {known.name: given[known.name] for known in fields(SamplingParams) if given.get(known.name) is not None}
+    return SamplingParams(**options | {"logit_bias": dict(args.logit_bias), "constraint": constraint})
 
 
 def at_least(lowest: int, option: str, value: int) -> int:
@@ -159,14 +128,6 @@ def at_least(lowest: int, option: str, value: int) -> int:
 
 def comma_separated(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
-
-
-def _add_number(group: _ActionsContainer, option: str, meaning: str, default: float) -> None:
-    group.add_argument(option, type=float, default=default, metavar="X", help=f"{meaning} (default: {default:g})")
-
-
-def _add_last_n(group: _ActionsContainer, option: str, meaning: str) -> None:
-    group.add_argument(option, type=int, default=-1, metavar="N", help=f"{meaning} (default: -1, the whole text)")
 
 
 def _size(text: str) -> int:

@@ -51,9 +51,14 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def is_typed() -> bool:
+    """Whether somebody types on standard input, as opposed to what is piped in."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def read_stdin() -> str:
-    """All of standard input, exactly. Errors: UsageError where it is not UTF-8."""
-    return decode(sys.stdin.buffer.read(), "standard input")
+    """All of standard input, exactly; nothing where it is closed. Errors: UsageError where it is not UTF-8."""
+    return "" if sys.stdin is None else decode(sys.stdin.buffer.read(), "standard input")
 
 
 def read_text(path: Path) -> str:

@@ -21,7 +21,8 @@ from edgellm.converters.gguf_reader import open_gguf
 from edgellm.engine.constrain import Choice, Constrainer, Constraint, Grammar, JsonObject, JsonSchema, Matcher, Regex
 from edgellm.tokenizer import Vocabulary, open_tokenizer
 
-TEXT, REPEATS = {"type": "string"}, 3
+TEXT = {"type": "string"}
+REPEATS = 3
 PERSON = {
     "type": "object",
     "properties": {
@@ -111,7 +112,8 @@ def taken(
     for _ in range(REPEATS):
         matcher = constrainer.matcher(constraint)
         for at, token in enumerate(ids):
-            draft, fill = partial(matcher.validate, ids[at : at + 8]), partial(matcher.fill_mask, mask)
+            draft = partial(matcher.validate, ids[at : at + 8])
+            fill = partial(matcher.fill_mask, mask)
             rows.append([timed(draft), timed(fill), timed(partial(matcher.accept, token)), timed(matcher.copy)])
         assert matcher.may_stop, constraint
     return np.array(rows)
@@ -131,7 +133,8 @@ def num_forced(matcher: Matcher, ids: list[int]) -> int:
 
 def beside(start: Matcher, mask: NDArray[np.int32]) -> float:
     """Speed of another Python thread while this one fills masks, 1 where they do not touch it."""
-    counted, running = [0], True
+    counted = [0]
+    running = True
 
     def count() -> None:
         while running:
@@ -154,7 +157,8 @@ def beside(start: Matcher, mask: NDArray[np.int32]) -> float:
 def report(path: str) -> Iterator[str]:
     """Line by line, as it is measured."""
     tokenizer = open_tokenizer(Vocabulary.from_gguf(open_gguf(Path(path)).metadata))
-    constrainer, process = Constrainer(tokenizer), psutil.Process()
+    constrainer = Constrainer(tokenizer)
+    process = psutil.Process()
     mask = np.zeros(-(-tokenizer.vocabulary_size // 32), np.int32)
     before = process.memory_info().rss
     first = timed(partial(constrainer.matcher, Regex("a")))
@@ -163,7 +167,8 @@ def report(path: str) -> Iterator[str]:
     yield f"{'':14}  compile   mask: median    p99   worst    draft   accept     copy   forced"
     masks = []
     for name, constraint, text in CASES:
-        compiling, ids = timed(partial(constrainer.matcher, constraint)), tokenizer.encode_inner(text)
+        compiling = timed(partial(constrainer.matcher, constraint))
+        ids = tokenizer.encode_inner(text)
         draft, fill, accept, copy = taken(constrainer, constraint, ids, mask).T
         masks.append(fill)
         median, p99, worst = np.percentile(fill, [50, 99, 100])

@@ -30,7 +30,8 @@ def losses(bf16: edgellm.Model, int8: edgellm.Model, ids: list[int]) -> Iterator
     """For every token but the first: its loss with bf16, its loss with INT8, the divergence before it."""
     for start, first in windows(len(ids), CONTEXT, STRIDE):
         window = ids[start : start + CONTEXT]
-        both, followers = [model.logits(window)[first:-1] for model in (bf16, int8)], np.array(window[first + 1 :])
+        both = [model.logits(window)[first:-1] for model in (bf16, int8)]
+        followers = np.array(window[first + 1 :])
         for at in range(0, len(followers), ROWS):
             exact, other = (log_probabilities(logits[at : at + ROWS]) for logits in both)
             picked = np.arange(len(exact)), followers[at : at + ROWS]
@@ -50,7 +51,8 @@ def main() -> None:
         for text in options.texts:
             ids = bf16.tokenize(text.read_text(encoding="utf-8"))[:TOKENS]
             exact, other, divergence = np.concatenate(list(losses(bf16, int8, ids)), axis=1)
-            change, error = np.mean(other - exact), np.std(other - exact) / math.sqrt(len(exact))
+            change = np.mean(other - exact)
+            error = np.std(other - exact) / math.sqrt(len(exact))
             sys.stdout.write(
                 f"{text}: bf16 {math.exp(exact.mean()):.4f}, int8 {math.exp(other.mean()):.4f}, "
                 f"{100 * math.expm1(change):+.2f} % +- {100 * error:.2f}, KL {divergence.mean():.5f}\n"

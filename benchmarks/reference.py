@@ -24,7 +24,7 @@ def compare(model: edgellm.Model, case: dict[str, Any]) -> str:
         return "FAILED: another prompt"
     wanted = case["greedy_ids"]
     stream = model.generate(case["ids"], edgellm.SamplingParams(max_tokens=len(wanted)))
-    found = [piece.id for piece in stream]
+    found = [piece.token_id for piece in stream]
     first = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), None)
     if first is None:
         return f"equal, {len(wanted)} tokens"
@@ -41,7 +41,8 @@ def main(name: str, folder: str, text: str) -> None:
             sys.stdout.write(f"{case['text'][-40:]!r}: {verdict}\n")
         wanted = reference["perplexity"]
         ids = model.tokenize(Path(text).read_text(encoding="utf-8"), special=True)[: wanted["tokens"] + 1]
-        context, stride = wanted["context"], wanted["stride"]
+        context = wanted["context"]
+        stride = wanted["stride"]
         found = perplexity.measure(model.logits, ids, context=context, stride=stride, progress=lambda done, total: None)
         change = found.perplexity / wanted["perplexity"] - 1
         sys.stdout.write(f"perplexity {found.perplexity:.4f}, reference {wanted['perplexity']:.4f}: {change:+.3%}\n")

@@ -36,12 +36,13 @@ class SoakReport:
     warm_mb: float  # resident memory when buffers and caches are full, before the rest of the requests
     end_mb: float
     num_blocks: int  # free before
-    num_free_blocks: int  # free behind
+    num_free_blocks: int  # free at the end
 
 
 def soak(model: Model, num_requests: int, seed: int = 0) -> SoakReport:
     """Errors: AssertionError where the books of the KV memory do not balance, and whatever a request raises."""
-    begin, free = time.perf_counter(), model.num_free_blocks
+    begin = time.perf_counter()
+    free = model.num_free_blocks
     warm_up = int(num_requests * WARM_UP)
     _run(model, warm_up, seed)
     warm = _resident_mb()
@@ -57,7 +58,8 @@ def _run(model: Model, num_requests: int, seed: int) -> None:
     errors: list[BaseException] = []
 
     def work(number: int) -> None:
-        rng, count = random.Random(seed * 100 + number), shares[number + 1] - shares[number]
+        rng = random.Random(seed * 100 + number)
+        count = shares[number + 1] - shares[number]
         try:
             if number == READERS:
                 asyncio.run(_read_in_tasks(model, rng, count))

@@ -48,7 +48,8 @@ def random_blocks(rng: np.random.Generator, rows: int, columns: int, kind: GGMLQ
 
 
 def main(name: str, path: str) -> None:
-    shape, rng = SHAPES[name], np.random.default_rng(0)
+    shape = SHAPES[name]
+    rng = np.random.default_rng(0)
     head_size = shape.width // shape.heads
     writer = gguf.GGUFWriter(Path(path), "llama")
     writer.add_name(f"synthetic {name}")

@@ -49,7 +49,8 @@ class Version:
     """A version that has a model loaded."""
 
     def __init__(self, programs: Path, model: str, prompt: int, answer: int) -> None:
-        self._programs, self._model = programs, model
+        self._programs = programs
+        self._model = model
         command = [programs / "python", "-c", CHILD, model, str(prompt), str(answer)]
         # Elsewhere: in a checkout Python would take the edgellm that lies there
         self._child = subprocess.Popen(
@@ -69,9 +70,10 @@ class Version:
 
     def start(self) -> dict[str, float]:
         """Seconds from starting `edgellm run` to its end after one token."""
-        command = [self._programs / "edgellm", "run", self._model, "--raw", "--no-prefix-cache"]
+        # On standard input: older versions take no prompt in its place
+        command = [self._programs / "edgellm", "run", self._model, "--raw", "--no-prefix-cache", "--max-tokens", "1"]
         begin = time.perf_counter()
-        subprocess.run([*command, "-p", PROMPT, "--max-tokens", "1"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, input=PROMPT, check=True, stdout=subprocess.DEVNULL, text=True)
         return {"start-up": time.perf_counter() - begin}
 
 

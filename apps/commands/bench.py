@@ -7,11 +7,11 @@ from typing import Any
 
 from edgellm import Model
 from edgellm.apps.engine_bench import table
+from edgellm.apps.llama_cpp import PeerResult, measure_peer
 from edgellm.apps.loading import find, load, load_kernels
-from edgellm.apps.measurement import Course, Speed, bytes_per_token, median_speed, peak_rss_bytes
 from edgellm.apps.options import MODEL_HELP, add_json, add_machine_options, at_least
-from edgellm.apps.peer import PeerResult, measure_peer
 from edgellm.apps.progress import bar
+from edgellm.apps.speed import Course, Speed, bytes_per_token, median_speed, peak_rss_bytes
 from edgellm.apps.tables import size, write_facts, write_table
 from edgellm.apps.terminal import write_json
 from edgellm.errors import OptionError
@@ -21,7 +21,7 @@ from edgellm.kernels.ops import KV_BLOCK
 from edgellm.kernels.targets import ISAS
 from edgellm.memory.layout import state_layout
 from edgellm.packed.header import PackedHeader, open_header
-from edgellm.threads import available_processors
+from edgellm.processors import available_processors
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         action="store_true",
-        help="measure what the engine does for requests instead: cached prefixes, speculation, company, constraints",
+        help="measure what the engine does for requests instead: prefix cache, speculation, batching, constraints",
     )
     parser.add_argument("--profile", action="store_true", help="show where the time of a step goes, too")
     add_machine_options(parser)
@@ -54,7 +54,8 @@ def main(args: Namespace) -> int:
     path = find(args.model)
     if args.engine:
         return _engine(path, args)
-    header, context = open_header(path), args.prompt + args.generate
+    header = open_header(path)
+    context = args.prompt + args.generate
     if context > header.network.context:
         raise OptionError(
             f"--prompt {args.prompt} and --generate {args.generate} are more than the {header.network.context} tokens "
@@ -100,7 +101,9 @@ def _measure(path: Path, header: PackedHeader, args: Namespace) -> tuple[dict[st
                     peers.append(measure_peer(args.against, args.prompt, args.generate, model.threads))
         profiles = _profiles(model, args) if args.profile else {}
         peak = peak_rss_bytes()  # before the bandwidth's buffer adds to it
-        name, isa, threads = model.name, model.isa, model.threads
+        name = model.name
+        isa = model.isa
+        threads = model.threads
     median = median_speed(speeds)
     traffic = bytes_per_token(header, args.prompt + args.generate // 2, args.kv_cache_dtype)
     readable = bandwidth.measure(load_kernels(args.isa), threads, available_processors().count)
@@ -125,7 +128,7 @@ def _measure(path: Path, header: PackedHeader, args: Namespace) -> tuple[dict[st
 
 
 def _profiles(model: Model, args: Namespace) -> dict[str, Any]:
-    """Of a token behind the prompt, and of the prompt's first step."""
+    """Of a token after the prompt, and of the prompt's first step."""
     rows = min(args.prompt, model.max_rows)
     profiles = {"decode": model.profile(1, args.prompt), "prefill": model.profile(rows, 0)}
     return {"profile": {name: [asdict(operation) for operation in found] for name, found in profiles.items()}}
@@ -155,7 +158,8 @@ def _with_spread(facts: dict[str, Any], name: str, unit: str) -> str:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    prefill, decode = f"prefill of {facts['prompt']}", f"decode of {facts['generate']}"
+    prefill = f"prefill of {facts['prompt']}"
+    decode = f"decode of {facts['generate']}"
     lines = {
         "model": f"{facts['model']}, {facts['layout']}",
         "kernels": f"{facts['isa']}, threads: {facts['threads']}",
@@ -168,7 +172,8 @@ def _show(facts: dict[str, Any]) -> None:
         "decoding reaches": f"{facts['bandwidth_fraction']:.0%} of it",
     }
     if "peer" in facts:
-        peer, ratio = facts["peer"], facts["ratio"]
+        peer = facts["peer"]
+        ratio = facts["ratio"]
         lines |= {
             "llama.cpp": f"{peer['model']}, peak memory {size(peer['peak_rss_bytes'])}",
             f"its {prefill}": _with_spread(peer, "prefill_tokens_per_second", "tokens/s"),

@@ -6,10 +6,10 @@ import time
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from typing import Any
 
-from edgellm.apps.kept import last_report, prefix_folder
+from edgellm.apps.prefixes import last_report, prefix_folder
 from edgellm.apps.tables import size, write_table
 from edgellm.apps.terminal import write_json
-from edgellm.engine.identity import identity
+from edgellm.engine.fingerprint import fingerprint
 from edgellm.errors import EdgeLLMError
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.memory.disk.folder import ModelUsage, clear_folder, describe_folder
@@ -90,7 +90,7 @@ def _model_names() -> dict[bytes, str]:
             packed = open_packed(store.path(name))
         except EdgeLLMError:
             continue  # `edgellm models` tells what is wrong with it
-        names |= {identity(packed, kv_format): f"{name} ({dtype})" for dtype, kv_format in kv_formats().items()}
+        names |= {fingerprint(packed, kv_format): f"{name} ({dtype})" for dtype, kv_format in kv_formats().items()}
         packed.close()
     return names
 

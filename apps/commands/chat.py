@@ -21,7 +21,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=f"{MODEL_HELP} (default: %(default)s)"
+        "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=f"{MODEL_HELP} (default: {DEFAULT_MODEL})"
     )
     parser.add_argument("--system", metavar="TEXT", help="how the model should answer")
     add_engine_options(parser)

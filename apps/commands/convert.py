@@ -3,9 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from edgellm.apps.conversion_report import write_report
 from edgellm.apps.options import add_json, add_layout
 from edgellm.apps.progress import byte_bar
-from edgellm.apps.report import write_report
 from edgellm.apps.terminal import write_json
 from edgellm.converters.convert import convert
 

@@ -16,8 +16,8 @@ from edgellm.apps.terminal import write_json
 from edgellm.inspect import bandwidth
 from edgellm.kernels import jit
 from edgellm.kernels.host import known_host
+from edgellm.processors import available_processors
 from edgellm.store import Store, cache_folder
-from edgellm.threads import available_processors
 
 PACKAGES = ("edgellm", "numpy", "numba", "llvmlite")
 OPTIONAL_PACKAGES = ("huggingface_hub", "llama-cpp-python")
@@ -38,7 +38,9 @@ def main(args: Namespace) -> int:
 
 def examine() -> dict[str, Any]:
     kernels = cache_folder() / "kernels"
-    target, processors, memory = known_host(kernels), available_processors(), psutil.virtual_memory()
+    target = known_host(kernels)
+    processors = available_processors()
+    memory = psutil.virtual_memory()
     compiled = jit.is_cached(kernels)
     library = load_kernels()
     return {

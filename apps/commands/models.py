@@ -4,7 +4,7 @@ import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from typing import Any, Literal
 
-from edgellm.apps.report import write_report
+from edgellm.apps.conversion_report import write_report
 from edgellm.apps.tables import scaled, size, write_facts, write_table
 from edgellm.apps.terminal import one_line, write_json
 from edgellm.packed.header import PackedHeader, open_header

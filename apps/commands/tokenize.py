@@ -25,7 +25,7 @@ def main(args: Namespace) -> int:
     tokenizer = open_tokenizer(open_vocabulary(args.model))
     ids = tokenizer.encode(read_stdin(), special=not args.no_special, add_bos=False if args.no_special else None)
     if args.json:
-        write_json({"ids": ids})
+        write_json({"token_ids": ids})
     else:
         sys.stdout.write(" ".join(map(str, ids)) + "\n")
     return 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from edgellm import Model, SamplingParams, Usage
-from edgellm.apps.measurement import NEVER
+from edgellm.apps.speed import NEVER
 
 T = TypeVar("T")
 
@@ -43,7 +43,8 @@ class Bench:
 
     def __init__(self, load: Callable[..., Model], repeat: int) -> None:
         """`load` opens the model with options of edgellm.load."""
-        self.load, self.repeat = load, repeat
+        self.load = load
+        self.repeat = repeat
         self.model = load()
         self.draw = random.Random(0)
         answer(self.model, self.prompt(20), params(self.model, 4))
@@ -70,7 +71,7 @@ def answer(model: Model, prompt: Sequence[int], params: SamplingParams) -> Answe
         first = time.perf_counter()
         for _ in stream:
             pass
-    return Answer(stream.ids, first - begin, time.perf_counter() - first, stream.usage)
+    return Answer(stream.token_ids, first - begin, time.perf_counter() - first, stream.usage)
 
 
 def chat_prompt(model: Model, text: str) -> list[int]:
@@ -78,7 +79,7 @@ def chat_prompt(model: Model, text: str) -> list[int]:
     if model.packed.chat_template is None:
         return model.tokenize(text)
     with model.chat([{"role": "user", "content": text}]) as stream:
-        return stream.prompt_ids
+        return stream.prompt_token_ids
 
 
 def in_turn(repeat: int, one: Callable[[], T], other: Callable[[], T]) -> tuple[list[T], list[T]]:

@@ -16,7 +16,8 @@ def first_token_100_ms(bench: Bench) -> Figure:
 
 def cached_memory_speedup(bench: Bench) -> Figure:
     """Every prompt is asked twice, the second time with another end."""
-    unseen, cached = [], []
+    unseen = []
+    cached = []
     for _ in range(bench.repeat):
         prompt = bench.prompt(PROMPT)
         unseen.append(bench.first_token_seconds(prompt))
@@ -31,12 +32,13 @@ def cached_disk_speedup(bench: Bench) -> Figure:
     a pause, or the other model's preparations would.
     """
     prompts = [bench.prompt(PROMPT) for _ in range(bench.repeat)]
-    unseen, cached = [], []
+    unseen = []
+    cached = []
     with TemporaryDirectory(prefix="edgellm-bench-") as folder:
-        with bench.load(prefix_cache=folder) as model:
+        with bench.load(prefix_cache_dir=folder) as model:
             for prompt in prompts:
                 bench.first_token_seconds(prompt, model)
-        with bench.load(prefix_cache=folder) as model:
+        with bench.load(prefix_cache_dir=folder) as model:
             bench.first_token_seconds(bench.prompt(SHORT_PROMPT), model)
             for prompt in prompts:
                 time.sleep(PAUSE)

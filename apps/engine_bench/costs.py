@@ -47,7 +47,7 @@ def json_ratio(bench: Bench) -> Figure:
 
 
 def kv_int8_decode_ratio(bench: Bench) -> Figure:
-    """Decode speed behind 4,096 tokens: two models, each in the middle of an answer, read in turn."""
+    """Decode speed after 4,096 tokens: two models, each in the middle of an answer, read in turn."""
     context = DEPTH + (bench.repeat + 1) * KV_TOKENS
     prompt = bench.prompt(DEPTH)
     with (
@@ -73,12 +73,14 @@ def _decode(stream: Stream, count: int) -> float:
 
 def overhead_share(bench: Bench) -> Figure:
     """What the reader of an answer waits for outside the kernels: the part of the time that is Python's."""
-    model, shares = bench.model, []
+    model = bench.model
+    shares = []
     runner = model.engine.runner
     for _ in range(bench.repeat):
         with model.generate(bench.prompt(OVERHEAD_PROMPT), params(model, OVERHEAD_TOKENS)) as stream:
             next(stream)
-            native, begin = 0.0, time.perf_counter()
+            native = 0.0
+            begin = time.perf_counter()
             for _ in stream:
                 native += runner.last_seconds
             wall = time.perf_counter() - begin

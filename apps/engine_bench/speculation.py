@@ -39,11 +39,9 @@ def _compare(bench: Bench, prompt: list[int], count: int, **sampling: float) -> 
 
     def answer_with(speculation: str) -> Answer:
         # Of the answer before, which is the same, nothing may be known
-        bench.model.engine.session = SessionTexts()
+        bench.model._input.session = SessionTexts()
         return answer(bench.model, prompt, params(bench.model, count, speculation=speculation, **sampling))
 
-    with bench.model.engine.alone():
-        bench.model.engine.costs.seconds(0)  # measured when first needed, which is not part of an answer here
     pair_seconds = 2 * answer_with("off").further_seconds
     repeat = max(bench.repeat, int(bench.repeat * LEAST_SECONDS / pair_seconds))
     auto, off = in_turn(repeat, lambda: answer_with("auto"), lambda: answer_with("off"))

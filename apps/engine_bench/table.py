@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from edgellm.apps.engine_bench import caching, company, costs, speculation
+from edgellm.apps.engine_bench import caching, concurrency, costs, speculation
 from edgellm.apps.engine_bench.bench import Bench, Figure
 from edgellm.apps.loading import load
 from edgellm.apps.progress import bar
@@ -57,10 +57,11 @@ MEASUREMENTS = [
         speculation.speculation_free_ratio, "speculation, free text, the worst", "x", ">=", 0.97, 320
     ),
     Measurement(
-        company.concurrent4_speedup, "4 requests at once", "x", ">=", 2, company.PROMPT + company.TOKENS
+        concurrency.concurrent4_speedup, "4 requests at once", "x", ">=", 2, concurrency.PROMPT + concurrency.TOKENS
     ),
     Measurement(
-        company.short_request_share, "20 tokens beside 4,000, of these alone", "%", "<=", 0.15, company.LONG_PROMPT
+        concurrency.short_request_share, "20 tokens beside 4,000, of these alone", "%", "<=", 0.15,
+        concurrency.LONG_PROMPT
     ),
     Measurement(
         costs.json_ratio, "JSON of a schema against free text", "x", ">=", 0.9, 512,
@@ -109,7 +110,8 @@ def show(facts: dict[str, Any]) -> None:
 
 def _rows(facts: dict[str, Any]) -> Iterator[list[str]]:
     for one in MEASUREMENTS:
-        value, aim = facts[one.key], f"{one.relation} {_shown(one.aim, one.unit)}"
+        value = facts[one.key]
+        aim = f"{one.relation} {_shown(one.aim, one.unit)}"
         if value is None:
             yield [one.title, "skipped", "", aim, facts["skipped"][one.key]]
         else:

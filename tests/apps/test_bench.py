@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from edgellm import Model, SamplingParams, Stream
+from edgellm.apps.llama_cpp import PeerResult
 from edgellm.apps.loading import load_kernels
-from edgellm.apps.measurement import Course, Speed, bytes_per_token, peak_rss_bytes
-from edgellm.apps.peer import PeerResult
-from edgellm.apps.pull import pull
+from edgellm.apps.speed import Course, Speed, bytes_per_token, peak_rss_bytes
 from edgellm.inspect import bandwidth
 from edgellm.kernels.kv_formats import kv_formats
 from edgellm.kernels.ops import KV_BLOCK
 from edgellm.memory.layout import state_layout
 from edgellm.packed.header import open_header
 from edgellm.packed.read import open_packed
+from edgellm.pull import pull
 from edgellm.store import Store
 from tests.apps.conftest import Run
 from tests.tiny import make_tiny_gguf
@@ -63,9 +63,9 @@ def test_answers_have_the_length_asked_for_and_prompts_differ(
     monkeypatch.setattr(Model, "generate", generate_and_keep)
     assert run("bench", tiny, *SMALL, "--json").code == 0
     warm_ups, measured = streams[::2], streams[1::2]
-    assert [(len(stream.prompt_ids), len(stream.ids)) for stream in warm_ups] == [(8, 2)] * 3
-    assert [(len(stream.prompt_ids), len(stream.ids)) for stream in measured] == [(40, 6)] * 3
-    assert len({tuple(stream.prompt_ids) for stream in measured}) == 3
+    assert [(len(stream.prompt_token_ids), len(stream.token_ids)) for stream in warm_ups] == [(8, 2)] * 3
+    assert [(len(stream.prompt_token_ids), len(stream.token_ids)) for stream in measured] == [(40, 6)] * 3
+    assert len({tuple(stream.prompt_token_ids) for stream in measured}) == 3
 
 
 def test_text_for_people(run: Run, tiny: str) -> None:
@@ -121,7 +121,7 @@ def test_against_compares_medians_of_repeats_in_turn(run: Run, tiny: str, monkey
 
 
 def test_without_llama_cpp_the_remedy_is_named(run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgellm.apps.peer.find_spec", lambda name: None)
+    monkeypatch.setattr("edgellm.apps.llama_cpp.find_spec", lambda name: None)
     found = run("bench", tiny, *SMALL, "--against", "peer.gguf")
     assert (found.code, found.out) == (2, "") and "pip install 'edgellm[bench]'" in found.err
 

@@ -40,11 +40,11 @@ def test_every_command_has_help(run: Run, command: str) -> None:
         [],
         ["fly"],
         ["run"],
-        ["run", "tiny", "-p", "x", "--fast"],
-        ["run", "tiny", "-p", "x", "--temp", "1"],  # no abbreviations
-        ["run", "tiny", "-p", "x", "-n", "many"],
-        ["run", "tiny", "-p", "x", "--logit-bias", "5"],
-        ["run", "tiny", "-p", "x", "--logit-bias", "five=1"],
+        ["run", "tiny", "x", "--fast"],
+        ["run", "tiny", "x", "--temp", "1"],  # no abbreviations
+        ["run", "tiny", "x", "-n", "many"],
+        ["run", "tiny", "x", "--logit-bias", "5"],
+        ["run", "tiny", "x", "--logit-bias", "five=1"],
         ["models", "sell"],
         ["bench", "tiny", "--isa", "mmx"],
         ["eval", "tiny"],
@@ -79,13 +79,13 @@ def test_what_argparse_refuses(run: Run, argv: list[str]) -> None:
     ],
 )
 def test_options_out_of_range(run: Run, tiny: str, option: str, value: str) -> None:
-    found = run("run", tiny, "-p", "x", option, value)
+    found = run("run", tiny, "x", option, value)
     assert (found.code, found.out) == (2, "")
     assert found.err.startswith("edgellm: ")
     assert found.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [["run", "-p", "x"], ["chat"], ["tokenize"], ["bench"], ["models", "show"]])
+@pytest.mark.parametrize("command", [["run", "x"], ["chat"], ["tokenize"], ["bench"], ["models", "show"]])
 def test_a_wrong_name_comes_with_near_ones(run: Run, tiny: str, command: list[str]) -> None:
     name, *options = command[1:] if command[0] == "models" else [command[0], *command[1:]]
     argv = ["models", name, "tinny"] if command[0] == "models" else [name, "tinny", *options]
@@ -98,7 +98,7 @@ def test_a_wrong_name_comes_with_near_ones(run: Run, tiny: str, command: list[st
 def test_a_damaged_packed_file(run: Run, tiny: str) -> None:
     path = Store().path(tiny)
     path.write_bytes(path.read_bytes()[:-100])
-    for argv in (["run", tiny, "-p", "x"], ["tokenize", tiny], ["models", "show", tiny]):
+    for argv in (["run", tiny, "x"], ["tokenize", tiny], ["models", "show", tiny]):
         found = run(*argv)
         assert found.code == 1
         assert found.err.startswith("edgellm: ") and found.err.count("\n") == 1
@@ -110,7 +110,7 @@ def test_a_damaged_packed_file(run: Run, tiny: str) -> None:
 def test_a_file_that_is_no_model(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "letter.txt"
     path.write_text("Dear Ada\n" * 100)
-    for argv in (["run", path, "-p", "x"], ["tokenize", path], ["convert", path, tmp_path / "out"]):
+    for argv in (["run", path, "x"], ["tokenize", path], ["convert", path, tmp_path / "out"]):
         found = run(*argv)
         assert found.code == 1
         assert str(path) in found.err
@@ -120,7 +120,7 @@ def test_a_file_that_is_no_model(run: Run, tmp_path: Path) -> None:
 def test_a_truncated_gguf(run: Run, tiny_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(tiny_gguf.read_bytes()[:-1000])
-    for argv in (["run", path, "-p", "x"], ["pull", path], ["convert", path, tmp_path / "out"]):
+    for argv in (["run", path, "x"], ["pull", path], ["convert", path, tmp_path / "out"]):
         assert run(*argv).code == 1
 
 
@@ -141,13 +141,13 @@ def test_an_error_of_the_system_is_one_line_too(
 
 
 def test_what_steers_a_terminal_does_not_get_into_messages(run: Run) -> None:
-    found = run("run", "\x1b[31mred\nrose", "-p", "x")
+    found = run("run", "\x1b[31mred\nrose", "x")
     assert found.code == 2
     assert found.err.count("\n") == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes break otherwise there")
-@pytest.mark.parametrize("argv", [["run", "tiny", "-p", "x", "-n", "200"], ["tokenize", "tiny"]])
+@pytest.mark.parametrize("argv", [["run", "tiny", "x", "-n", "200"], ["tokenize", "tiny"]])
 def test_a_reader_that_goes_away_ends_it_quietly(run: Run, tiny: str, argv: list[str]) -> None:
     command = [*LAUNCH, *argv]
     pipe = subprocess.PIPE
@@ -160,7 +160,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(run: Run, tiny: str, argv: list
 
 def test_output_is_utf8_whatever_the_locale(run: Run, tiny: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    command = [*LAUNCH, "run", "--raw", tiny, "-p", "\N{HOT BEVERAGE}", "--json", "-n", "20"]
+    command = [*LAUNCH, "run", "--raw", tiny, "\N{HOT BEVERAGE}", "--json", "-n", "20"]
     done = subprocess.run(command, env=environment, capture_output=True, check=True)
     assert done.stderr == b""
     done.stdout.decode("utf-8")

@@ -39,14 +39,14 @@ def test_options_are_the_constraints_of_the_api(tmp_path: Path) -> None:
 def test_answers_have_the_form(run: Run, tiny: str, tmp_path: Path) -> None:
     grammar = tmp_path / "count.gbnf"
     grammar.write_text('root ::= [xy] ("2" | "two")', "utf-8")
-    ask = ("run", tiny, "-p", "Hi")
+    ask = ("run", tiny, "Hi")
     assert re.fullmatch("[xyz]{3}\n", run(*ask, "--regex", "[xyz]{3}").out)
     assert run(*ask, "--choices", "yes,no").out in ("yes\n", "no\n")
     assert run(*ask, "--grammar", grammar).out in ("x2\n", "y2\n", "xtwo\n", "ytwo\n")
 
 
 def test_a_form_that_begins_without_a_choice(run: Run, tiny: str) -> None:
-    found = run("run", tiny, "-p", "Hi", "--json-schema", SCHEMA)
+    found = run("run", tiny, "Hi", "--json-schema", SCHEMA)
     assert json.loads(found.out)["age"] in (1, 22)
 
 
@@ -62,5 +62,5 @@ def test_a_form_that_begins_without_a_choice(run: Run, tiny: str) -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(run: Run, tiny: str, options: list[str], said: str) -> None:
-    found = run("run", tiny, "-p", "Hi", *options)
+    found = run("run", tiny, "Hi", *options)
     assert (found.code, found.out) == (2, "") and said in found.err

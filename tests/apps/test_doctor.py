@@ -9,7 +9,7 @@ import pytest
 from edgellm.inspect import bandwidth
 from edgellm.kernels import jit
 from edgellm.kernels.targets import host_target
-from edgellm.threads import available_processors
+from edgellm.processors import available_processors
 from tests.apps.conftest import Run
 
 

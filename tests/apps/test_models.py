@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from edgellm.apps.report import kinds
+from edgellm.apps.conversion_report import kinds
 from edgellm.packed.header import open_header
 from edgellm.store import Store
 from tests.apps.conftest import Run

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgellm.apps.pull import pull
 from edgellm.catalogue import CATALOGUE, WheelModel
 from edgellm.errors import DownloadError, GGUFError, MissingExtraError, ModelNotFoundError, OptionError
 from edgellm.packed.read import open_packed
+from edgellm.pull import pull
 from edgellm.store import Store
 from tests.tiny import make_tiny_gguf
 

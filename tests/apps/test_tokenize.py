@@ -21,8 +21,8 @@ def test_special_tokens_are_read_unless_forbidden(run: Run, tiny: str, tiny_mode
     assert [int(word) for word in plain.out.split(" ")] == tiny_model.tokenize(TEXT, special=True)
     assert plain.out.endswith("\n") and plain.code == 0
     forbidden = run("tokenize", "--no-special", "--json", tiny, stdin=TEXT.encode())
-    assert json.loads(forbidden.out) == {"ids": tiny_model.tokenize(TEXT, special=False, add_bos=False)}
-    assert {1, 2}.isdisjoint(json.loads(forbidden.out)["ids"])
+    assert json.loads(forbidden.out) == {"token_ids": tiny_model.tokenize(TEXT, special=False, add_bos=False)}
+    assert {1, 2}.isdisjoint(json.loads(forbidden.out)["token_ids"])
 
 
 def test_name_packed_file_gguf_and_bare_vocabulary_agree(run: Run, tiny: str, tiny_gguf: Path, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_added_tokens_follow_the_vocabulary(run: Run, tmp_path: Path) -> None:
 
 def test_nothing_in_nothing_out(run: Run, tiny: str) -> None:
     assert run("tokenize", tiny).out == "\n"
-    assert json.loads(run("tokenize", tiny, "--json").out) == {"ids": []}
+    assert json.loads(run("tokenize", tiny, "--json").out) == {"token_ids": []}
 
 
 def test_neither_weights_nor_kernels_are_touched(run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Requests in company: four at once, and a short one that comes while a long prompt is computed."""
+"""Requests at once: four of a kind, and a short one that comes while a long prompt is computed."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -36,11 +36,14 @@ def concurrent4_speedup(bench: Bench) -> Figure:
 
 def short_request_share(bench: Bench) -> Figure:
     """The short request's first token, as a part of the time that the long prompt takes alone."""
-    alone, short, came = [], [], []
+    alone = []
+    short = []
+    came = []
     with ThreadPoolExecutor(1) as pool:
         for _ in range(max(bench.repeat, LEAST_REPEATS)):
             alone.append(bench.first_token_seconds(bench.prompt(LONG_PROMPT)))
-            prompt, came_at = bench.prompt(SHORT_PROMPT), bench.draw.uniform(EARLIEST, LATEST) * alone[-1]
+            prompt = bench.prompt(SHORT_PROMPT)
+            came_at = bench.draw.uniform(EARLIEST, LATEST) * alone[-1]
             long_one = pool.submit(bench.first_token_seconds, bench.prompt(LONG_PROMPT))
             time.sleep(came_at)
             short.append(bench.first_token_seconds(prompt))

@@ -5,7 +5,8 @@ from edgellm import SamplingParams, Stream
 
 def summary(stream: Stream) -> str:
     """Usage and timings on a line."""
-    usage, timings = stream.usage, stream.timings
+    usage = stream.usage
+    timings = stream.timings
     parts = [f"{usage.num_prompt_tokens} + {usage.num_completion_tokens} tokens"]
     if usage.num_cached_tokens:
         parts.append(f"{usage.num_cached_tokens} of them cached")
@@ -24,4 +25,4 @@ def summary(stream: Stream) -> str:
 
 def filled_context(stream: Stream, params: SamplingParams) -> bool:
     """Whether an answer ended for want of room, and not because it was as long as was asked for."""
-    return stream.finish_reason == "length" and len(stream.ids) != params.max_tokens
+    return stream.finish_reason == "length" and len(stream.token_ids) != params.max_tokens

@@ -30,8 +30,10 @@ class Course:
     """Answers random prompts, each another one so that no cache of prefixes helps."""
 
     def __init__(self, model: Model, num_prompt_tokens: int, num_tokens: int) -> None:
-        self._model, self._draw = model, random.Random(0)
-        self._num_prompt_tokens, self._num_tokens = num_prompt_tokens, num_tokens
+        self._model = model
+        self._draw = random.Random(0)
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_tokens = num_tokens
 
     def run(self) -> Speed:
         """One answer, after a small one that is not counted: whoever ran before has taken the caches."""
@@ -48,7 +50,7 @@ class Course:
             for _ in stream:
                 pass
         timings = stream.timings
-        assert len(stream.ids) == num_tokens, len(stream.ids)
+        assert len(stream.token_ids) == num_tokens, len(stream.token_ids)
         assert timings.prefill_tokens_per_second and timings.decode_tokens_per_second and timings.first_token_ms
         return Speed(timings.prefill_tokens_per_second, timings.decode_tokens_per_second, timings.first_token_ms)
 
@@ -66,7 +68,8 @@ def bytes_per_token(header: PackedHeader, position: int, dtype: str = "bf16") ->
 
     Of the embedding it needs a row, which is not counted; where the embedding is the head too, it needs all of it.
     """
-    network, layout = header.network, state_layout(header.network, kv_formats()[dtype])
+    network = header.network
+    layout = state_layout(header.network, kv_formats()[dtype])
     unread = {"tokenizer", *(spec.name for spec in network.optional_tensors)} | ({"embedding"} - {network.head})
     weights = sum(tensor.nbytes for name, tensor in header.table.items() if name.split(".")[0] not in unread)
     return weights + position * layout.token_bytes

@@ -1,8 +1,8 @@
 """llama.cpp on the same work, measured the same way: the other side of `edgellm bench --against`.
 
-Run as a program, in a process of its own: `python -m edgellm.apps.peer FILE PROMPT GENERATE THREADS` prints one JSON
-object. It uses the calls of llama-cpp-python that are llama.cpp's own, and feeds given tokens, so that nothing but
-decoding is on its clock (our side samples and streams as well).
+`python -m edgellm.apps.llama_cpp FILE PROMPT GENERATE THREADS`, a process of its own, prints one JSON object. It uses
+the calls of llama-cpp-python that are llama.cpp's own, and feeds given tokens, so that nothing but decoding is on its
+clock (our side samples and streams as well).
 """
 
 import json
@@ -14,15 +14,11 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from edgellm.apps.measurement import Speed, peak_rss_bytes
-from edgellm.errors import EdgeLLMError, MissingExtraError, OptionError
+from edgellm.apps.speed import Speed, peak_rss_bytes
+from edgellm.errors import LlamaCppError, MissingExtraError, OptionError
 
 WARM_UP_TOKENS = 8
 ROOM = 64  # tokens of context beyond what is measured
-
-
-class PeerError(EdgeLLMError):
-    """llama.cpp cannot do what was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +31,17 @@ class PeerResult:
 
 
 def measure_peer(gguf: Path, num_prompt_tokens: int, num_tokens: int, threads: int) -> PeerResult:
-    """Measure llama.cpp once, in a new process. Errors: MissingExtraError, OptionError, PeerError."""
+    """Measure llama.cpp once, in a new process. Errors: MissingExtraError, OptionError, LlamaCppError."""
     if find_spec("llama_cpp") is None:
         raise MissingExtraError("llama-cpp-python is not installed; `pip install 'edgellm[bench]'` builds it")
     if not gguf.is_file():
         raise OptionError(f"--against {gguf}: there is no such file; name a GGUF file for llama.cpp")
-    command = [sys.executable, "-P", "-m", "edgellm.apps.peer", str(gguf)]
+    command = [sys.executable, "-P", "-m", "edgellm.apps.llama_cpp", str(gguf)]
     command += [str(number) for number in (num_prompt_tokens, num_tokens, threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise PeerError(f"llama.cpp failed on {gguf}: {last[0]}")
+        raise LlamaCppError(f"llama.cpp failed on {gguf}: {last[0]}")
     found = json.loads(done.stdout)
     return PeerResult(found["model"], Speed(**found["speed"]), found["peak_rss_bytes"])
 
@@ -56,7 +52,7 @@ def _measure(gguf: Path, num_prompt_tokens: int, num_tokens: int, threads: int) 
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), llama_cpp.llama_model_default_params())
     if not model:
-        raise PeerError("the file does not load; get it again, or convert it with a current llama.cpp")
+        raise LlamaCppError("the file does not load; get it again, or convert it with a current llama.cpp")
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = num_prompt_tokens + num_tokens + ROOM
     params.n_batch = num_prompt_tokens + ROOM
@@ -71,7 +67,7 @@ def _measure(gguf: Path, num_prompt_tokens: int, num_tokens: int, threads: int) 
         batch = llama_cpp.llama_batch_get_one(tokens, count)
         start = time.perf_counter()
         if status := llama_cpp.llama_decode(context, batch):
-            raise PeerError(f"llama_decode gave {status}")
+            raise LlamaCppError(f"llama_decode gave {status}")
         llama_cpp.llama_synchronize(context)
         return time.perf_counter() - start
 

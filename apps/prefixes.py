@@ -23,7 +23,7 @@ def remember_report(model: Model, stream: Stream) -> None:
     """Keep for `edgellm cache why` what was known of a prompt, where prefixes are kept."""
     report = stream.cache_report
     if report is not None and model.keeps_prefixes:
-        told = {"model": model.name, "time": time.time(), "prompt_tokens": len(stream.prompt_ids)}
+        told = {"model": model.name, "time": time.time(), "prompt_tokens": len(stream.prompt_token_ids)}
         told |= {"cached_tokens": report.num_cached_tokens, "reason": report.reason, "why": model.explain(report)}
         with contextlib.suppress(OSError):  # the answer is there, and that is what counts
             last_report().touch(mode=0o600)  # it tells a word of the text
