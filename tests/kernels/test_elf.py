@@ -148,9 +148,9 @@ ABSENT = """
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (lambda: b"", "no ELF object"),
-        (lambda: b"no object at all, though long enough to have a header of 64 bytes", "no ELF object"),
-        (lambda: compiled(RETURNS, "aarch64-unknown-linux-gnu"), "no ELF object for x86-64"),
+        (lambda: b"", "not an ELF object"),
+        (lambda: b"no object at all, though long enough to have a header of 64 bytes", "not an ELF object"),
+        (lambda: compiled(RETURNS, "aarch64-unknown-linux-gnu"), "not an ELF object for x86-64"),
         (lambda: compiled(ABSENT), "no_such_function"),
         (lambda: compiled(READS.format("external dso_local", "")), "unknown kind"),  # of C, as if it lay near
         (lambda: compiled(READS.format("weak", "0")), "unknown kind"),  # by a table of addresses

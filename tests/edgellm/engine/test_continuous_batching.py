@@ -241,14 +241,14 @@ def test_a_prompt_beyond_context_and_memory_is_shifted_first(path: Path, backend
 @on_both_backends
 def test_the_prefix_cache_hears_exactly_what_was_computed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more tokens than the text has: not where a stop text ends it within a draft that was right."""
-    end, heard = PrefixCache.end, []
+    free, heard = PrefixCache.free, []
 
-    def ending(self: PrefixCache, sequence: object, tokens: list[int]) -> None:
+    def freeing(self: PrefixCache, sequence: object, tokens: list[int]) -> None:
         assert len(tokens) == sequence.length  # type: ignore[attr-defined]
         heard.append(len(tokens))
-        end(self, sequence, tokens)  # type: ignore[arg-type]
+        free(self, sequence, tokens)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(PrefixCache, "end", ending)
+    monkeypatch.setattr(PrefixCache, "free", freeing)
     text = model.detokenize([LETTER])
     for count in range(9, 20):
         stream = model.generate(PROMPT, replace(FOREVER, stop=(text * count,), speculation="on"))
