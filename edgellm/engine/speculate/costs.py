@@ -65,8 +65,11 @@ class CostModel:
         self._scale[further] *= half
 
     def _more(self, further: int) -> float:
-        """What so many further rows take, before drafts have shown it."""
-        row = self._prompt_row or UNKNOWN_ROW * self._one
+        """What so many further rows take, before drafts have shown it: each at most what it takes alone.
+
+        A first prompt is often slow, since the weights come from the disk; drafts are then tried, and show the truth.
+        """
+        row = min(self._prompt_row or UNKNOWN_ROW * self._one, self._one)
         return further * max(row * _PARTS[further], LEAST_MORE * self._one)
 
     def _stretch(self, depth: int) -> float:

@@ -40,6 +40,7 @@ def replay(
     mode: Mode = "auto",
     true: Times = SMALL_MODEL,
     before: Times | None = None,
+    slow_prompt: bool = False,
 ) -> Replay:
     """Decode the answer. The costs are learned from it alone, or from many drafts `before` with these times."""
     proposers = [LookupProposer()] if proposers is None else proposers
@@ -48,7 +49,9 @@ def replay(
         teach(costs, before)
     controller = Controller(proposers, costs, mode)
     controller.update(prompt)
-    costs.observe(len(prompt), 0, true(len(prompt), 0), is_prompt=True)
+    costs.observe(
+        max(len(prompt), 8 if slow_prompt else 0), 0, 5.0 if slow_prompt else true(len(prompt), 0), is_prompt=True
+    )
     controller.update(answer[:1])
     done, seconds, result = 1, 0.0, Replay(0.0, 0, 0, 0)
     while done < len(answer):

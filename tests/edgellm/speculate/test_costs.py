@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from edgellm.engine.speculate import CostModel
-from tests.edgellm.speculate.simulator import teach, times
+from edgellm.engine.speculate import CostModel, LookupProposer
+from tests.edgellm.speculate.simulator import replay, teach, times
 
 ROWS = range(1, 17)
 
@@ -46,6 +46,15 @@ def test_without_a_prompt_a_further_row_is_thought_to_cost_a_part_of_one() -> No
     found = costs.seconds(0)
     assert found[0] == 1.0 and found == sorted(found)
     assert 1.1 < found[1] < 1.5 and 3 < found[15] < 7
+
+
+def test_a_slow_first_prompt_does_not_keep_drafts_from_being_tried() -> None:
+    """Its weights came from the disk, say: a row is never thought to cost more than a step of its own."""
+    costs = CostModel()
+    costs.observe(40, 0, 5.0, is_prompt=True)
+    costs.observe(1, 40, 0.002)
+    assert costs.seconds(40)[1] == pytest.approx(0.002 * 1.65)
+    assert replay([1], [1] * 500, proposers=[LookupProposer()], slow_prompt=True).speedup > 2
 
 
 def test_a_slower_machine_makes_all_rows_slower_in_time() -> None:
